@@ -1,0 +1,51 @@
+# Countinghouse. `make help` lists what there is.
+
+GO        ?= go
+TOOL      := $(GO) tool -modfile=tools/generate/go.mod
+LINT      := $(GO) tool -modfile=tools/lint/go.mod golangci-lint
+BIN       := bin
+FUZZTIME  ?= 10s
+DEMO_ARGS ?=
+GIT_DESC  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS   := -ldflags "-X github.com/countinghouse/countinghouse/version.Build=$(GIT_DESC)"
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check generate bench build fuzz clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## trade on one machine while a storage leader is killed, and prove that nothing was lost
+	@$(BIN)/countinghouse demo $(DEMO_ARGS)
+
+test: ## run every test that needs no cluster, with the race detector where it makes sense
+	$(GO) test -race -timeout 8m ./...
+
+check: ## formatting, vet, lint, stale generated code
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(LINT) run ./...
+	$(MAKE) --no-print-directory generate
+	@git diff --exit-code --stat -- '*.pb.go' || { echo "generated code is stale: run 'make generate' and commit the result"; exit 1; }
+
+generate: ## protobuf code from the .proto files
+	$(TOOL) buf lint
+	$(TOOL) buf generate
+
+bench: ## benchmarks of the packages, with their floors and peers beside them
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
+
+fuzz: ## every fuzz target for FUZZTIME each
+	@for pkg in $$($(GO) list ./...); do \
+	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+	    echo "$$pkg $$target"; \
+	    $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+	  done; \
+	done
+
+build: ## the programs, in bin/
+	@mkdir -p $(BIN)
+	$(GO) build $(LDFLAGS) -o $(BIN)/ ./cmd/...
+
+clean: ## remove what the targets made
+	rm -rf $(BIN) bench/out

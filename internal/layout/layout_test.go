@@ -1,0 +1,126 @@
+package layout
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/countinghouse/countinghouse/"
+
+// allowed lists, for each of our packages, which of ours its code (not its
+// tests) may import. A name that ends in "/" stands for all below it.
+var allowed = map[string][]string{
+	"version":                 {},
+	"internal/layout":         {},
+	"record":                  {},
+	"storagenode/storagepb":   {},
+	"storagenode/refusal":     {"storagenode/storagepb"},
+	"storagenode/wal":         {},
+	"storagenode/stablestore": {},
+	"storagenode/sstable":     {"record"},
+	"storagenode/store":       {"record", "storagenode/refusal", "storagenode/storagepb", "storagenode/sstable"},
+	"storagenode/replica": {
+		"record", "storagenode/refusal", "storagenode/storagepb", "storagenode/wal",
+		"storagenode/stablestore", "storagenode/store",
+	},
+	"storagenode": {
+		"record", "storagenode/refusal", "storagenode/storagepb", "storagenode/replica", "storagenode/store", "version",
+	},
+	"storagenode/node":   {"record", "storagenode", "storagenode/refusal", "storagenode/replica", "storagenode/store", "storagenode/wal", "storagenode/storagepb", "version"},
+	"storagenode/client": {"record", "storagenode/refusal", "storagenode/storagepb"},
+
+	"exchange/exchangepb": {},
+	"exchange/order":      {"record"},
+	"exchange/matching":   {"record", "exchange/order"},
+	"exchange/account":    {"record", "exchange/order"},
+	"exchange/risk":       {"record", "exchange/order", "exchange/account"},
+	"exchange/outbox":     {"record"},
+	"exchange/gateway":    {"record", "exchange/order"},
+	"exchange/core": {
+		"record", "exchange/order", "exchange/account", "exchange/risk", "exchange/matching", "exchange/gateway",
+	},
+	"exchange/rebuild": {
+		"record", "exchange/order", "exchange/account", "exchange/risk", "exchange/matching", "exchange/gateway", "exchange/core",
+	},
+	"exchange/subscriber": {
+		"record", "exchange/outbox", "storagenode/client", "storagenode/refusal", "storagenode/storagepb",
+	},
+	"exchange":        {"record", "exchange/", "storagenode/client", "storagenode/refusal", "storagenode/storagepb", "version"},
+	"exchange/server": {"record", "exchange", "exchange/", "version"},
+
+	"orderflow":          {"record"},
+	"orderflow/":         {"record", "orderflow"},
+	"localcluster":       {"storagenode/client", "storagenode/node"},
+	"cmd/storagenode":    {"storagenode/node", "version"},
+	"cmd/exchange":       {"exchange", "exchange/", "storagenode/client", "version"},
+	"cmd/countinghouse":  {"cmd/countinghouse/", "version"},
+	"cmd/countinghouse/": {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "storagenode/", "version"},
+}
+
+func TestImportsRunDownward(t *testing.T) {
+	for _, p := range listPackages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		rule, ok := ruleFor(name)
+		if !ok {
+			t.Errorf("package %s stands in no row of the table: say what it may import", name)
+			continue
+		}
+		for _, imp := range p.Imports {
+			ours, is := strings.CutPrefix(imp, module)
+			if is && !matches(rule, ours) {
+				t.Errorf("%s must not import %s", name, ours)
+			}
+		}
+	}
+}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+}
+
+func listPackages(t *testing.T) []listed {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports", module+"...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var ps []listed
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		ps = append(ps, p)
+	}
+	if len(ps) < 5 {
+		t.Fatalf("go list found %d packages only", len(ps))
+	}
+	return ps
+}
+
+// ruleFor returns the row of the package itself, or that of the nearest folder.
+func ruleFor(name string) ([]string, bool) {
+	if rule, ok := allowed[name]; ok {
+		return rule, true
+	}
+	for i := strings.LastIndexByte(name, '/'); i >= 0; i = strings.LastIndexByte(name[:i], '/') {
+		if rule, ok := allowed[name[:i+1]]; ok {
+			return rule, true
+		}
+	}
+	return nil, false
+}
+
+func matches(rule []string, imp string) bool {
+	return slices.ContainsFunc(rule, func(r string) bool {
+		return imp == r || strings.HasSuffix(r, "/") && strings.HasPrefix(imp, r)
+	})
+}
