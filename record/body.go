@@ -61,7 +61,7 @@ type OrderInsert struct {
 	OrderID       uint64 // 48
 	ClientOrderID uint64 // 56: the submitter's own id, 0 when it gave none
 	Account       uint64 // 64
-	Price         int64  // 72: ticks; for a market order the price its margin was frozen at
+	Price         int64  // 72: ticks; for a market order the limit it may trade up or down to
 	Volume        int64  // 80: lots
 	FrozenMargin  int64  // 88: minor units
 	FrozenFee     int64  // 96: minor units
@@ -174,16 +174,16 @@ type InstrumentListed struct {
 	TickSize       uint32  // 56: one tick in units of 10^-Decimals of the quoted price
 	Decimals       uint8   // 60
 	FeeMode        FeeMode // 61
-	_              uint16
-	LongMarginPPM  uint32 // 64: parts per million of the turnover
-	ShortMarginPPM uint32 // 68
-	FeeOpen        int64  // 72: per FeeMode
-	FeeClose       int64  // 80
-	FeeCloseToday  int64  // 88
-	UpperLimit     int64  // 96: ticks; highest price that is accepted
-	LowerLimit     int64  // 104: ticks; lowest price that is accepted
-	MaxOrderVolume int64  // 112: lots per order
-	PositionLimit  int64  // 120: lots per account and side, 0 for none
+	PriceLimitBP   uint16  // 62: daily limits, basis points either side of the settlement before
+	LongMarginPPM  uint32  // 64: parts per million of the turnover
+	ShortMarginPPM uint32  // 68
+	FeeOpen        int64   // 72: per FeeMode
+	FeeClose       int64   // 80
+	FeeCloseToday  int64   // 88
+	UpperLimit     int64   // 96: ticks; highest price that is accepted
+	LowerLimit     int64   // 104: ticks; lowest price that is accepted
+	MaxOrderVolume int64   // 112: lots per order
+	PositionLimit  int64   // 120: lots per account and side, 0 for none
 }
 
 // TradingState halts or resumes trading in an instrument.

@@ -104,7 +104,7 @@ func (r *Record) Fields() []Field {
 		b := r.InstrumentListed()
 		return []Field{
 			{"tick_value", b.TickValue}, {"tick_size", uint64(b.TickSize)}, {"decimals", uint64(b.Decimals)},
-			{"fee_mode", b.FeeMode.String()},
+			{"fee_mode", b.FeeMode.String()}, {"price_limit_bp", uint64(b.PriceLimitBP)},
 			{"long_margin_ppm", uint64(b.LongMarginPPM)}, {"short_margin_ppm", uint64(b.ShortMarginPPM)},
 			{"fee_open", b.FeeOpen}, {"fee_close", b.FeeClose}, {"fee_close_today", b.FeeCloseToday},
 			{"upper_limit", b.UpperLimit}, {"lower_limit", b.LowerLimit},

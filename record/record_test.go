@@ -55,7 +55,7 @@ func sample(t Type) Record {
 		b := r.InstrumentListed()
 		b.TickValue, b.TickSize, b.Decimals, b.FeeMode, b.LongMarginPPM, b.ShortMarginPPM = 1, 2, 3, FeeByLot, 4, 5
 		b.FeeOpen, b.FeeClose, b.FeeCloseToday, b.UpperLimit, b.LowerLimit = 6, 7, 8, 9, -10
-		b.MaxOrderVolume, b.PositionLimit = 11, 12
+		b.MaxOrderVolume, b.PositionLimit, b.PriceLimitBP = 11, 12, 1000
 	case TypeTradingState:
 		r.TradingState().Halted = 1
 	case TypeSettlement:
