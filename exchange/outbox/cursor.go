@@ -1,0 +1,218 @@
+package outbox
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/bits"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	cursorMagic    = "CHOUTCUR"
+	cursorPrefix   = "cursor-"
+	cursorLockName = "LOCK.cursors"
+	cursorA        = 64
+	cursorB        = 128
+	cursorNameMax  = 64
+)
+
+// Cursor is a reader's durable place: it is done with everything up to Global.
+type Cursor struct {
+	Name   string
+	Global uint64
+}
+
+func cursorPath(dir, name string) string { return filepath.Join(dir, cursorPrefix+name) }
+
+// checkCursorName keeps names that are files in one directory.
+func checkCursorName(name string) error {
+	ok := name != "" && len(name) <= cursorNameMax
+	for _, c := range name {
+		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.')
+	}
+	if !ok {
+		return fmt.Errorf("outbox: cursor name %q: use 1 to %d letters, digits, '-', '_' and '.'", name, cursorNameMax)
+	}
+	return nil
+}
+
+func cursorCheck(v uint64) uint64 { return bits.RotateLeft64(v*weight0, 29) ^ checkSalt }
+
+func encodeCursor(global uint64) []byte {
+	page := make([]byte, pageBytes)
+	copy(page, cursorMagic)
+	binary.LittleEndian.PutUint32(page[8:], formatVersion)
+	for _, off := range []int{cursorA, cursorB} {
+		binary.LittleEndian.PutUint64(page[off:], global)
+		binary.LittleEndian.PutUint64(page[off+8:], cursorCheck(global))
+	}
+	return page
+}
+
+// decodeCursor returns the higher whole value.
+func decodeCursor(page []byte) (uint64, error) {
+	if string(page[:8]) != cursorMagic {
+		return 0, fmt.Errorf("%w: magic %q, not %q", ErrDamaged, page[:8], cursorMagic)
+	}
+	if v := binary.LittleEndian.Uint32(page[8:]); v > formatVersion {
+		return 0, fmt.Errorf("%w %d (this build reads version %d)", ErrVersion, v, formatVersion)
+	}
+	best, found := uint64(0), false
+	for _, off := range []int{cursorA, cursorB} {
+		v := word64(page, off).Load()
+		if word64(page, off+8).Load() == cursorCheck(v) && (!found || v > best) {
+			best, found = v, true
+		}
+	}
+	if !found {
+		return 0, fmt.Errorf("%w: neither of its two values is whole; remove the file and the reader starts at the oldest record kept", ErrDamaged)
+	}
+	return best, nil
+}
+
+func readCursor(dir, name string) (uint64, error) {
+	path := cursorPath(dir, name)
+	page, err := readPage(path)
+	if err != nil {
+		return 0, err
+	}
+	v, err := decodeCursor(page)
+	if err != nil {
+		return 0, fmt.Errorf("outbox: %s: %w", path, err)
+	}
+	return v, nil
+}
+
+// ListCursors returns the cursors of the outbox in dir, in order of name. It
+// fails on the first that can not be read.
+func ListCursors(dir string) ([]Cursor, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("outbox: %w", err)
+	}
+	var cursors []Cursor
+	for _, e := range entries {
+		name, ok := strings.CutPrefix(e.Name(), cursorPrefix)
+		if !ok {
+			continue
+		}
+		v, err := readCursor(dir, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed since
+		}
+		if err != nil {
+			return nil, err
+		}
+		cursors = append(cursors, Cursor{Name: name, Global: v})
+	}
+	return cursors, nil
+}
+
+// RemoveCursor deletes a cursor whose reader will not come back, so that it no
+// longer holds segments. It returns ErrCursorInUse while a reader has it open.
+func RemoveCursor(dir, name string) error {
+	if err := checkCursorName(name); err != nil {
+		return err
+	}
+	lock, err := lockFile(filepath.Join(dir, cursorLockName))
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	f, err := holdCursor(dir, name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := os.Remove(f.Name()); err != nil {
+		return fmt.Errorf("outbox: %w", err)
+	}
+	return nil
+}
+
+// holdCursor opens a cursor's file and takes its lock.
+func holdCursor(dir, name string) (*os.File, error) {
+	f, err := os.OpenFile(cursorPath(dir, name), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("outbox %s: cursor %q: %w", dir, name, ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("outbox: %w", err)
+	}
+	ok, err := tryLock(f)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("outbox: lock %s: %w", f.Name(), err)
+	}
+	if !ok {
+		f.Close()
+		return nil, fmt.Errorf("outbox: %s: %w by another reader", cursorPath(dir, name), ErrCursorInUse)
+	}
+	return f, nil
+}
+
+// ensureCursor creates a cursor before the oldest record kept, unless it exists.
+// The caller holds the cursor lock, so that no segment goes away meanwhile.
+func ensureCursor(dir, name string, h *header) error {
+	if err := checkCursorName(name); err != nil {
+		return err
+	}
+	path := cursorPath(dir, name)
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	numbers, err := listSegments(dir)
+	if err != nil {
+		return err
+	}
+	oldest := h.base
+	if len(numbers) > 0 {
+		oldest = h.first(numbers[0]) - 1
+	}
+	return writeWhole(path, encodeCursor(oldest))
+}
+
+// openCursor is a cursor that this process holds.
+type openCursor struct {
+	file  *os.File
+	data  []byte
+	value uint64
+	turn  bool // which of the two values is written next
+}
+
+func mapCursor(f *os.File) (*openCursor, error) {
+	data, err := mapFile(f, pageBytes, unix.PROT_READ|unix.PROT_WRITE, 0)
+	if err != nil {
+		return nil, err
+	}
+	v, err := decodeCursor(data)
+	if err != nil {
+		unmap(data)
+		return nil, fmt.Errorf("outbox: %s: %w", f.Name(), err)
+	}
+	c := &openCursor{file: f, data: data, value: v}
+	// The first write must hit the value that is not the valid one.
+	c.turn = word64(data, cursorA).Load() == v && word64(data, cursorA+8).Load() == cursorCheck(v)
+	return c, nil
+}
+
+func (c *openCursor) set(global uint64) {
+	off := cursorA
+	if c.turn {
+		off = cursorB
+	}
+	word64(c.data, off).Store(global)
+	word64(c.data, off+8).Store(cursorCheck(global))
+	c.turn, c.value = !c.turn, global
+}
+
+func (c *openCursor) close() error {
+	unmap(c.data)
+	return c.file.Close()
+}

@@ -1,0 +1,95 @@
+package outbox
+
+import "fmt"
+
+// Options configure a Writer. The zero value of a field means its default.
+type Options struct {
+	// Cluster names the exchange that the outbox belongs to, up to 64 bytes.
+	// Required; an outbox of another cluster is refused with ErrWrongCluster.
+	Cluster string
+	// SegmentRecords is the capacity of one segment file, a multiple of 32.
+	// Default 65536 (8.5 MiB). It is fixed when the outbox is created.
+	SegmentRecords int
+	// QuotaBytes bounds the segment files together; at least AheadSegments+2
+	// of them must fit. Default 1 GiB, about 7.6 million records.
+	QuotaBytes int64
+	// HeadroomRecords is kept free by Reserve for ReserveUrgent. Default 4096,
+	// or half a segment if that is less; negative for none.
+	// Reserve can grant at most SegmentRecords × AheadSegments less this at once.
+	HeadroomRecords int
+	// AheadSegments is how many prefaulted segments lie ready behind the one
+	// being written. Default 2.
+	AheadSegments int
+	// StartGlobal is the lowest value that Published may have after Open: the
+	// highest global that the stores are known to hold. A fresh outbox, one
+	// that replaces a lost one, goes on from there.
+	StartGlobal uint64
+	// Cursors are created before the oldest record kept when they do not
+	// exist, so that nothing is recycled before their readers first come.
+	Cursors []string
+	// BootID identifies the run of the machine's kernel; another one than at
+	// the last Open means that the machine went down in between. Default: what
+	// the kernel says.
+	BootID string
+}
+
+func (o *Options) complete() error {
+	if o.Cluster == "" || len(o.Cluster) > clusterBytes {
+		return fmt.Errorf("outbox: Cluster: %q: use 1 to %d bytes", o.Cluster, clusterBytes)
+	}
+	if o.QuotaBytes == 0 {
+		o.QuotaBytes = 1 << 30
+	}
+	if o.AheadSegments == 0 {
+		o.AheadSegments = 2
+	}
+	if o.AheadSegments < 1 || o.AheadSegments > 64 {
+		return fmt.Errorf("outbox: AheadSegments: %d: use 1 to 64", o.AheadSegments)
+	}
+	for _, name := range o.Cursors {
+		if err := checkCursorName(name); err != nil {
+			return err
+		}
+	}
+	if o.BootID != "" {
+		return nil
+	}
+	var err error
+	o.BootID, err = bootID()
+	return err
+}
+
+// fit completes what depends on the segment size, which an existing outbox has
+// fixed already (0 for a fresh one).
+func (o *Options) fit(existing uint64) error {
+	if o.SegmentRecords == 0 {
+		o.SegmentRecords = 65536
+		if existing != 0 {
+			o.SegmentRecords = int(existing)
+		}
+	}
+	if o.SegmentRecords < 0 {
+		return fmt.Errorf("outbox: SegmentRecords: %d is negative", o.SegmentRecords)
+	}
+	if err := checkSegmentRecords(uint64(o.SegmentRecords)); err != nil {
+		return fmt.Errorf("outbox: SegmentRecords: %w", err)
+	}
+	if existing != 0 && uint64(o.SegmentRecords) != existing {
+		return fmt.Errorf("outbox: SegmentRecords: %d, but the outbox was created with %d; leave it unset or use that", o.SegmentRecords, existing)
+	}
+	if least := int64(o.AheadSegments+2) * o.segmentBytes(); o.QuotaBytes < least {
+		return fmt.Errorf("outbox: QuotaBytes: %d, but %d segments of %d bytes must fit: use at least %d",
+			o.QuotaBytes, o.AheadSegments+2, o.segmentBytes(), least)
+	}
+	if o.HeadroomRecords == 0 {
+		o.HeadroomRecords = min(4096, o.SegmentRecords/2)
+	}
+	if o.HeadroomRecords > o.SegmentRecords*o.AheadSegments/2 {
+		return fmt.Errorf("outbox: HeadroomRecords: %d is more than half of the %d records kept ready ahead", o.HeadroomRecords, o.SegmentRecords*o.AheadSegments)
+	}
+	return nil
+}
+
+func (o *Options) segmentBytes() int64 { return segmentBytes(uint64(o.SegmentRecords)) }
+
+func (o *Options) quotaSegments() int { return int(o.QuotaBytes / o.segmentBytes()) }

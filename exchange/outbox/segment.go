@@ -1,0 +1,197 @@
+package outbox
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/countinghouse/countinghouse/record"
+)
+
+const (
+	segmentMagic     = "CHOUTSEG"
+	segmentPrefix    = "segment-"
+	sparePrefix      = "spare-"
+	segmentHeader    = pageBytes
+	checkBytes       = 8
+	segmentRecordMin = 32      // so that the check words start on a page
+	segmentRecordMax = 1 << 24 // 2.1 GiB
+)
+
+func checkSegmentRecords(n uint64) error {
+	if n < segmentRecordMin || n > segmentRecordMax || n%segmentRecordMin != 0 {
+		return fmt.Errorf("%d records per segment; use a multiple of %d up to %d", n, segmentRecordMin, segmentRecordMax)
+	}
+	return nil
+}
+
+// segmentBytes returns the size of a segment file of n records.
+func segmentBytes(n uint64) int64 { return segmentHeader + int64(n)*(record.Size+checkBytes) }
+
+// segment is a mapped segment file.
+type segment struct {
+	number uint64
+	data   []byte
+	slots  []record.Record
+	checks []uint64
+}
+
+func segmentPath(dir string, number uint64) string {
+	return filepath.Join(dir, fmt.Sprintf("%s%020d", segmentPrefix, number))
+}
+
+func sparePath(dir string, number uint64) string {
+	return filepath.Join(dir, fmt.Sprintf("%s%020d", sparePrefix, number))
+}
+
+// overlay views the mapping of a segment of n records.
+func overlay(number uint64, data []byte, n uint64) *segment {
+	return &segment{
+		number: number,
+		data:   data,
+		slots:  unsafe.Slice((*record.Record)(unsafe.Pointer(&data[segmentHeader])), n),
+		checks: unsafe.Slice((*uint64)(unsafe.Pointer(&data[segmentHeader+n*record.Size])), n),
+	}
+}
+
+func encodeSegmentHeader(b []byte, h *header, number uint64) {
+	copy(b, segmentMagic)
+	binary.LittleEndian.PutUint32(b[8:], formatVersion)
+	binary.LittleEndian.PutUint32(b[12:], uint32(h.segmentRecords))
+	binary.LittleEndian.PutUint64(b[16:], number)
+	binary.LittleEndian.PutUint64(b[24:], h.base)
+	binary.LittleEndian.PutUint32(b[32:], crc32.Checksum(b[:32], record.Castagnoli))
+}
+
+func checkSegmentHeader(b []byte, h *header, number uint64) error {
+	if string(b[:8]) != segmentMagic {
+		return fmt.Errorf("%w: magic %q, not %q", ErrDamaged, b[:8], segmentMagic)
+	}
+	if v := binary.LittleEndian.Uint32(b[8:]); v > formatVersion {
+		return fmt.Errorf("%w %d (this build reads version %d)", ErrVersion, v, formatVersion)
+	}
+	if binary.LittleEndian.Uint32(b[32:]) != crc32.Checksum(b[:32], record.Castagnoli) {
+		return fmt.Errorf("%w: checksum of the header differs", ErrDamaged)
+	}
+	n, num, base := uint64(binary.LittleEndian.Uint32(b[12:])), binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
+	if n != h.segmentRecords || num != number || base != h.base {
+		return fmt.Errorf("%w: it says segment %d of %d records from base %d, expected segment %d of %d from %d",
+			ErrDamaged, num, n, base, number, h.segmentRecords, h.base)
+	}
+	return nil
+}
+
+// mapSegment maps an existing segment after a look at its header.
+func mapSegment(dir string, h *header, number uint64, prot, flags int) (*segment, error) {
+	path := segmentPath(dir, number)
+	data, err := mapPath(path, segmentBytes(h.segmentRecords), prot, flags)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("outbox: %s: %w: the file is missing", path, ErrDamaged)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := checkSegmentHeader(data, h, number); err != nil {
+		unmap(data)
+		return nil, fmt.Errorf("outbox: %s: %w", path, err)
+	}
+	return overlay(number, data, h.segmentRecords), nil
+}
+
+// createSegment makes a zero-filled, prefaulted segment. The file gets its name
+// when it is whole, so that a segment of that name always is.
+func createSegment(dir string, h *header, number uint64) (*segment, error) {
+	spare, size := sparePath(dir, number), segmentBytes(h.segmentRecords)
+	f, err := os.OpenFile(spare, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("outbox: %w", err)
+	}
+	defer f.Close()
+	if err := allocate(f, size); err != nil {
+		_ = os.Remove(spare)
+		return nil, fmt.Errorf("outbox: allocate %d bytes for %s: %w", size, spare, err)
+	}
+	data, err := mapFile(f, size, unix.PROT_READ|unix.PROT_WRITE, 0)
+	if err != nil {
+		return nil, err
+	}
+	prefault(data)
+	encodeSegmentHeader(data, h, number)
+	if err := os.Rename(spare, segmentPath(dir, number)); err != nil {
+		unmap(data)
+		return nil, fmt.Errorf("outbox: %w", err)
+	}
+	return overlay(number, data, h.segmentRecords), nil
+}
+
+// recycle turns s, which no reader needs, into the segment of another number.
+// Zeroing it here spares the writer that, and makes its pages writable.
+func (s *segment) recycle(dir string, h *header, number uint64) (*segment, error) {
+	spare := sparePath(dir, number)
+	if err := os.Rename(segmentPath(dir, s.number), spare); err != nil {
+		return nil, fmt.Errorf("outbox: %w", err)
+	}
+	clear(s.data[segmentHeader:])
+	encodeSegmentHeader(s.data, h, number)
+	if err := os.Rename(spare, segmentPath(dir, number)); err != nil {
+		return nil, fmt.Errorf("outbox: %w", err)
+	}
+	return overlay(number, s.data, h.segmentRecords), nil
+}
+
+// clearFrom zeroes the slots from index i on and waits until that is on disk:
+// what an unfinished or cut transaction left there must never be read.
+func (s *segment) clearFrom(i uint64) error {
+	clear(s.slots[i:])
+	clear(s.checks[i:])
+	if err := unix.Msync(s.data, unix.MS_SYNC); err != nil {
+		return fmt.Errorf("outbox: sync segment %d: %w", s.number, err)
+	}
+	return nil
+}
+
+// listSegments returns the numbers of the segment files in dir, ascending.
+func listSegments(dir string) ([]uint64, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("outbox: %w", err)
+	}
+	var numbers []uint64
+	for _, e := range entries {
+		digits, ok := strings.CutPrefix(e.Name(), segmentPrefix)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseUint(digits, 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("outbox: %s: %w: not the name of a segment", filepath.Join(dir, e.Name()), ErrDamaged)
+		}
+		numbers = append(numbers, n)
+	}
+	slices.Sort(numbers)
+	return numbers, nil
+}
+
+// removeSpares deletes what an interrupted create or recycle left behind.
+func removeSpares(dir string) error {
+	paths, err := filepath.Glob(filepath.Join(dir, sparePrefix+"*"))
+	if err != nil {
+		return fmt.Errorf("outbox: %w", err)
+	}
+	for _, p := range paths {
+		if err := os.Remove(p); err != nil {
+			return fmt.Errorf("outbox: %w", err)
+		}
+	}
+	return nil
+}
