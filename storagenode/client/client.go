@@ -1,0 +1,324 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/countinghouse/countinghouse/record"
+	"github.com/countinghouse/countinghouse/storagenode/refusal"
+)
+
+// The metadata keys that every call carries; a node of another cluster or shard
+// refuses it.
+const (
+	ClusterKey = "countinghouse-cluster"
+	ShardKey   = "countinghouse-shard"
+)
+
+// Options tune a Client. The zero value of a field takes its default.
+type Options struct {
+	// AttemptTimeout bounds one attempt at a unary call; default 5 s. The whole
+	// call, with its retries, is bounded by the caller's context.
+	AttemptTimeout time.Duration
+	// RetryPauseMin and RetryPauseMax bound the pause between two attempts,
+	// which doubles and is jittered; defaults 10 ms and 500 ms.
+	RetryPauseMin, RetryPauseMax time.Duration
+	// Dial holds further gRPC options, such as transport credentials; without
+	// any, connections are not encrypted.
+	Dial []grpc.DialOption
+}
+
+const (
+	defaultAttemptTimeout = 5 * time.Second
+	defaultRetryPauseMin  = 10 * time.Millisecond
+	defaultRetryPauseMax  = 500 * time.Millisecond
+
+	connectTimeout    = time.Second
+	reconnectPauseMin = 20 * time.Millisecond
+	reconnectPauseMax = 500 * time.Millisecond
+	keepaliveInterval = 10 * time.Second
+	keepaliveTimeout  = 3 * time.Second
+	streamWindowBytes = 4 << 20
+	connWindowBytes   = 16 << 20
+	receiveBytesMax   = 16 << 20
+)
+
+// Client is safe for concurrent use.
+type Client struct {
+	m      *Map
+	o      Options
+	shards map[string]*shard
+}
+
+// shard holds the connections to one Raft group.
+type shard struct {
+	cluster string
+	def     *Shard
+
+	mu      sync.Mutex
+	conns   map[string]*grpc.ClientConn // by address
+	leader  string                      // address of the last known leader, or empty
+	next    int                         // member that is asked next when no leader is known
+	closed  bool
+	dialing []grpc.DialOption
+}
+
+// ErrClosed is returned by every call after Close.
+var ErrClosed = errors.New("client is closed")
+
+// New returns a client of the shards in m. It connects when it is first used.
+func New(m *Map, o Options) (*Client, error) {
+	if err := m.Check(); err != nil {
+		return nil, err
+	}
+	setDefault(&o.AttemptTimeout, defaultAttemptTimeout)
+	setDefault(&o.RetryPauseMin, defaultRetryPauseMin)
+	setDefault(&o.RetryPauseMax, defaultRetryPauseMax)
+	c := &Client{m: m, o: o, shards: make(map[string]*shard, len(m.Shards))}
+	for i := range m.Shards {
+		c.shards[m.Shards[i].Name] = &shard{
+			cluster: m.Cluster, def: &m.Shards[i],
+			conns: make(map[string]*grpc.ClientConn), dialing: dialOptions(o),
+		}
+	}
+	return c, nil
+}
+
+func setDefault(d *time.Duration, value time.Duration) {
+	if *d == 0 {
+		*d = value
+	}
+}
+
+func dialOptions(o Options) []grpc.DialOption {
+	options := []grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithInitialWindowSize(streamWindowBytes),
+		grpc.WithInitialConnWindowSize(connWindowBytes),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(receiveBytesMax)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveInterval, Timeout: keepaliveTimeout}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: reconnectPauseMin, Multiplier: 2, Jitter: 0.2, MaxDelay: reconnectPauseMax},
+			MinConnectTimeout: connectTimeout,
+		}),
+	}
+	return append(options, o.Dial...)
+}
+
+// Map returns the shard map.
+func (c *Client) Map() *Map { return c.m }
+
+// Close ends all connections and every call that uses them.
+func (c *Client) Close() error {
+	var errs []error
+	for _, s := range c.shards {
+		errs = append(errs, s.close())
+	}
+	return errors.Join(errs...)
+}
+
+func (s *shard) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	var errs []error
+	for _, conn := range s.conns {
+		errs = append(errs, conn.Close())
+	}
+	clear(s.conns)
+	return errors.Join(errs...)
+}
+
+// shardByName returns a shard of the map.
+func (c *Client) shardByName(name string) (*shard, error) {
+	if s, ok := c.shards[name]; ok {
+		return s, nil
+	}
+	return nil, fmt.Errorf("no shard %q in the shard map of cluster %s", name, c.m.Cluster)
+}
+
+// shardOf returns the shard that owns an instrument.
+func (c *Client) shardOf(sym record.Symbol) (*shard, error) {
+	if def := c.m.ShardOf(sym.String()); def != nil {
+		return c.shards[def.Name], nil
+	}
+	return nil, fmt.Errorf("no shard of cluster %s owns instrument %s: add it to the shard map", c.m.Cluster, sym)
+}
+
+// outgoing adds to ctx what tells a node that the call is meant for it.
+func (s *shard) outgoing(ctx context.Context) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, ClusterKey, s.cluster, ShardKey, s.def.Name)
+}
+
+// conn returns the connection to an address, which it makes when there is none.
+// Addresses come from the map and from the nodes' own hints; a hint outside the
+// map is used as well, since members move.
+func (s *shard) conn(address string) (*grpc.ClientConn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	if conn, ok := s.conns[address]; ok {
+		return conn, nil
+	}
+	conn, err := grpc.NewClient(passthrough+address, s.dialing...)
+	if err != nil {
+		return nil, fmt.Errorf("shard %s: connect to %s: %w", s.def.Name, address, err)
+	}
+	s.conns[address] = conn
+	return conn, nil
+}
+
+// passthrough keeps grpc-go from resolving addresses itself: dialing does it.
+const passthrough = "passthrough:///"
+
+// addressOf returns the address that conn was made for.
+func addressOf(conn *grpc.ClientConn) string { return strings.TrimPrefix(conn.Target(), passthrough) }
+
+// candidate returns the address to ask next: the leader where one is known,
+// else each member in turn.
+func (s *shard) candidate() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.leader != "" {
+		return s.leader
+	}
+	address := s.def.Members[s.next%len(s.def.Members)].Address
+	s.next++
+	return address
+}
+
+// confirm notes that address has answered as the leader.
+func (s *shard) confirm(address string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leader = address
+}
+
+// doubt notes that address did not answer as the leader, and whom it named
+// instead. A hint that names the same address is none.
+func (s *shard) doubt(address string, err error) {
+	hint := ""
+	if r := refusal.FromError(err); r != nil && errors.Is(r, refusal.ErrNotLeader) && r.LeaderAddress != address {
+		hint = r.LeaderAddress
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if hint != "" || s.leader == address {
+		s.leader = hint
+	}
+}
+
+// onLeader runs call on the shard's leader, again and elsewhere as long as its
+// error can pass and ctx lasts. Call must be safe to repeat.
+func (c *Client) onLeader(ctx context.Context, s *shard, call func(context.Context, *grpc.ClientConn) error) error {
+	pauses := pauser{min: c.o.RetryPauseMin, max: c.o.RetryPauseMax}
+	for {
+		address := s.candidate()
+		conn, err := s.conn(address)
+		if err != nil {
+			return err
+		}
+		if err = call(s.outgoing(ctx), conn); err == nil {
+			s.confirm(address)
+			return nil
+		}
+		if !canRetry(err) {
+			return fmt.Errorf("shard %s: %w", s.def.Name, typed(err))
+		}
+		s.doubt(address, err)
+		if waitErr := pauses.wait(ctx); waitErr != nil {
+			return fmt.Errorf("shard %s: %w: last answer, from %s: %w", s.def.Name, waitErr, address, typed(err))
+		}
+	}
+}
+
+// attempt bounds one try of a unary call.
+func (c *Client) attempt(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, c.o.AttemptTimeout)
+}
+
+// onMember runs call once, on the named member.
+func (c *Client) onMember(ctx context.Context, shardName, id string, call func(context.Context, *grpc.ClientConn) error) error {
+	s, err := c.shardByName(shardName)
+	if err != nil {
+		return err
+	}
+	member := s.def.Member(id)
+	if member == nil {
+		return fmt.Errorf("no member %q in shard %s; it has %v", id, shardName, memberIDs(s.def))
+	}
+	conn, err := s.conn(member.Address)
+	if err != nil {
+		return err
+	}
+	if err := call(s.outgoing(ctx), conn); err != nil {
+		return fmt.Errorf("shard %s, member %s: %w", shardName, id, typed(err))
+	}
+	return nil
+}
+
+func memberIDs(s *Shard) []string {
+	ids := make([]string, len(s.Members))
+	for i := range s.Members {
+		ids[i] = s.Members[i].ID
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// typed returns the refusal that err carries, else err itself.
+func typed(err error) error {
+	if r := refusal.FromError(err); r != nil {
+		return r
+	}
+	return err
+}
+
+// canRetry reports whether the call can succeed later or on another member.
+func canRetry(err error) bool {
+	if r := refusal.FromError(err); r != nil {
+		return refusal.Retryable(r.Code)
+	}
+	switch status.Code(err) {
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return true
+	}
+	return false
+}
+
+// pauser waits longer from time to time, with jitter so that clients do not
+// come back all at once.
+type pauser struct {
+	min, max, next time.Duration
+}
+
+func (p *pauser) wait(ctx context.Context) error {
+	p.next = min(max(2*p.next, p.min), p.max)
+	timer := time.NewTimer(p.next/2 + rand.N(p.next/2+1))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// reset starts over with the shortest pause.
+func (p *pauser) reset() { p.next = 0 }
