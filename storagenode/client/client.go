@@ -74,7 +74,7 @@ type shard struct {
 	leader  string                      // address of the last known leader, or empty
 	next    int                         // member that is asked next when no leader is known
 	closed  bool
-	dialing []grpc.DialOption
+	options []grpc.DialOption
 }
 
 // ErrClosed is returned by every call after Close.
@@ -92,7 +92,7 @@ func New(m *Map, o Options) (*Client, error) {
 	for i := range m.Shards {
 		c.shards[m.Shards[i].Name] = &shard{
 			cluster: m.Cluster, def: &m.Shards[i],
-			conns: make(map[string]*grpc.ClientConn), dialing: dialOptions(o),
+			conns: make(map[string]*grpc.ClientConn), options: dialOptions(o),
 		}
 	}
 	return c, nil
@@ -176,7 +176,7 @@ func (s *shard) conn(address string) (*grpc.ClientConn, error) {
 	if conn, ok := s.conns[address]; ok {
 		return conn, nil
 	}
-	conn, err := grpc.NewClient(passthrough+address, s.dialing...)
+	conn, err := grpc.NewClient(passthrough+address, s.options...)
 	if err != nil {
 		return nil, fmt.Errorf("shard %s: connect to %s: %w", s.def.Name, address, err)
 	}
@@ -184,7 +184,7 @@ func (s *shard) conn(address string) (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// passthrough keeps grpc-go from resolving addresses itself: dialing does it.
+// passthrough keeps grpc-go from resolving addresses itself: the dialler does it.
 const passthrough = "passthrough:///"
 
 // addressOf returns the address that conn was made for.
@@ -319,6 +319,3 @@ func (p *pauser) wait(ctx context.Context) error {
 		return ctx.Err()
 	}
 }
-
-// reset starts over with the shortest pause.
-func (p *pauser) reset() { p.next = 0 }
