@@ -1,0 +1,47 @@
+package core
+
+import (
+	"fmt"
+
+	"github.com/countinghouse/countinghouse/exchange/order"
+	"github.com/countinghouse/countinghouse/exchange/risk"
+)
+
+// maxMarkets bounds the instruments of one exchange.
+const maxMarkets = 1024
+
+// checkListing reports why terms cannot be listed or put in the place of the
+// terms the instrument has.
+func (e *Exchange) checkListing(terms *order.Instrument) error {
+	if err := terms.Check(); err != nil {
+		return err
+	}
+	m := e.bySymbol[terms.Symbol]
+	switch {
+	case m == nil && len(e.markets) == maxMarkets:
+		return &risk.Error{Reason: risk.Malformed, Detail: fmt.Sprintf("%d instruments are listed already", maxMarkets)}
+	case m == nil:
+		return nil
+	case m.terms.TickValue != terms.TickValue || m.terms.TickSize != terms.TickSize || m.terms.Decimals != terms.Decimals:
+		return &risk.Error{Reason: risk.Malformed, Detail: fmt.Sprintf("instrument %s: the tick and its value cannot change once listed", terms.Symbol)}
+	}
+	return e.checkWorth(m, terms)
+}
+
+// checkWorth refuses terms under which what is held could no longer be reckoned
+// with: held and ordered lots must stay within MaxPosition but for the position
+// limit, which only binds what is opened from there on.
+func (e *Exchange) checkWorth(m *market, terms *order.Instrument) error {
+	bound := *terms
+	bound.PositionLimit = 0
+	most := bound.MaxPosition()
+	for i := range uint32(e.ledger.Len()) {
+		p := e.ledger.Position(m.index, i)
+		if max(p.Long.Volume()+p.Long.Opening, p.Short.Volume()+p.Short.Opening) > most {
+			return &risk.Error{Reason: risk.Malformed, Detail: fmt.Sprintf(
+				"instrument %s: at the upper limit of the changed terms account %d would hold more than 2^60 minor units",
+				terms.Symbol, e.ledger.Account(i).ID)}
+		}
+	}
+	return nil
+}

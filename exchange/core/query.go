@@ -1,0 +1,140 @@
+package core
+
+import (
+	"github.com/countinghouse/countinghouse/exchange/account"
+	"github.com/countinghouse/countinghouse/exchange/matching"
+	"github.com/countinghouse/countinghouse/exchange/order"
+	"github.com/countinghouse/countinghouse/record"
+)
+
+// InstrumentView is a copy of what is known of an instrument.
+type InstrumentView struct {
+	Terms      order.Instrument
+	Halted     bool
+	Last       int64  // ticks, last trade or settlement price; 0 before the first
+	Settlement int64  // ticks, last settlement price; 0 before the first
+	Seq        uint64 // last record of its stream
+	Orders     int    // live orders
+}
+
+// BookView is a copy of the top of a book.
+type BookView struct {
+	Instrument record.Symbol
+	Seq        uint64 // last record of the stream that it reflects
+	Bids, Asks []matching.Level
+}
+
+// PositionView is a copy of an account's dealings in one instrument.
+type PositionView struct {
+	Instrument record.Symbol
+	account.Position
+	Margin   int64 // minor units
+	Floating int64 // minor units of profit at the last price
+}
+
+// AccountView is a copy of an account. Positions has those instruments in which
+// the account ever traded or has live orders, in the order of their listing.
+type AccountView struct {
+	ID        uint64
+	Balance   int64
+	Frozen    int64
+	Margin    int64
+	Available int64
+	Floating  int64
+	Positions []PositionView
+	Seq       uint64 // last record of the account stream that it reflects
+	Global    uint64 // last record of all that it reflects
+}
+
+// Instruments returns all listed instruments in the order of their listing.
+func (e *Exchange) Instruments() []InstrumentView {
+	views := make([]InstrumentView, 0, len(e.markets))
+	for _, m := range e.markets {
+		views = append(views, e.view(m))
+	}
+	return views
+}
+
+// Instrument returns one instrument; ok is false when it is not listed.
+func (e *Exchange) Instrument(instrument record.Symbol) (view InstrumentView, ok bool) {
+	m := e.bySymbol[instrument]
+	if m == nil {
+		return InstrumentView{}, false
+	}
+	return e.view(m), true
+}
+
+func (e *Exchange) view(m *market) InstrumentView {
+	return InstrumentView{
+		Terms: m.terms, Halted: m.halted, Last: e.marks[m.index], Settlement: m.settlement,
+		Seq: m.stream.Seq, Orders: m.orders.count,
+	}
+}
+
+// Book returns the best depth levels of either side; ok is false when the
+// instrument is not listed.
+func (e *Exchange) Book(instrument record.Symbol, depth int) (view BookView, ok bool) {
+	m := e.bySymbol[instrument]
+	if m == nil {
+		return BookView{}, false
+	}
+	view = BookView{Instrument: instrument, Seq: m.stream.Seq}
+	view.Bids = m.book.Depth(record.Buy, depth, nil)
+	view.Asks = m.book.Depth(record.Sell, depth, nil)
+	return view, true
+}
+
+// Order returns a copy of a live order; ok is false when there is none of that
+// id in the instrument.
+func (e *Exchange) Order(instrument record.Symbol, id uint64) (o order.Order, ok bool) {
+	m := e.bySymbol[instrument]
+	if m == nil {
+		return order.Order{}, false
+	}
+	live := m.orders.get(id)
+	if live == nil || id == 0 {
+		return order.Order{}, false
+	}
+	return *live, true
+}
+
+// Account returns an account; ok is false when it is not open.
+func (e *Exchange) Account(id uint64) (view AccountView, ok bool) {
+	i, ok := e.ledger.Find(id)
+	if !ok {
+		return AccountView{}, false
+	}
+	a := e.ledger.Account(i)
+	view = AccountView{
+		ID: id, Balance: a.Balance, Frozen: a.Frozen(), Margin: a.Margin, Available: a.Available(),
+		Seq: e.accounts.Seq, Global: e.published(),
+	}
+	for _, m := range e.markets {
+		p := *e.ledger.Position(m.index, i)
+		if p == (account.Position{}) {
+			continue
+		}
+		floating := m.terms.Turnover(p.Floating(e.marks[m.index]))
+		view.Floating += floating
+		view.Positions = append(view.Positions, PositionView{
+			Instrument: m.terms.Symbol, Position: p, Margin: p.Long.Margin + p.Short.Margin, Floating: floating,
+		})
+	}
+	return view, true
+}
+
+// AccountIDs returns the ids of all accounts in the order of their opening.
+func (e *Exchange) AccountIDs() []uint64 {
+	ids := make([]uint64, e.ledger.Len())
+	for i := range ids {
+		ids[i] = e.ledger.Account(uint32(i)).ID
+	}
+	return ids
+}
+
+func (e *Exchange) published() uint64 {
+	if e.gw == nil {
+		return 0
+	}
+	return e.gw.Published()
+}

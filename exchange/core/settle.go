@@ -1,0 +1,193 @@
+package core
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/countinghouse/countinghouse/exchange/gateway"
+	"github.com/countinghouse/countinghouse/exchange/order"
+	"github.com/countinghouse/countinghouse/exchange/risk"
+	"github.com/countinghouse/countinghouse/record"
+)
+
+// settleChunk bounds the records of one transaction of a settlement but for the
+// one that settles, which has a record for every instrument.
+const settleChunk = 256
+
+// SettlementPrice is one instrument's settlement price.
+type SettlementPrice struct {
+	Instrument record.Symbol
+	Price      int64 // ticks, within the instrument's daily limits
+}
+
+// Settled answers Settle.
+type Settled struct {
+	Reason         risk.Reason
+	Detail         string   // what exactly was refused
+	CloseOut       []uint64 // accounts whose available funds are negative, in the order of their opening
+	OrdersCanceled int
+	// UpdatesSkipped counts AccountUpdates for which the outbox had no room.
+	// They repeat what follows from the settlement: nothing is lost with them.
+	UpdatesSkipped int
+	Global         uint64 // of the last record
+}
+
+// Settle ends the trading day of all instruments: it cancels what rests, marks
+// every position to its settlement price, makes today's positions history, and
+// sets the next day's limits. prices names every listed instrument once; day is
+// yyyymmdd and above the day settled last.
+//
+// When the outbox has no room, Settle stops with BacklogFull before positions
+// are marked; orders that were cancelled until then stay cancelled, and the
+// call can be repeated.
+func (e *Exchange) Settle(now int64, day uint32, prices []SettlementPrice) Settled {
+	byMarket, refused := e.checkSettlement(day, prices)
+	if refused.Reason != risk.OK {
+		return refused
+	}
+	canceled, ok := e.cancelAll(now)
+	if !ok || !e.gw.Begin(len(e.markets), gateway.Urgent) {
+		return Settled{Reason: risk.BacklogFull, OrdersCanceled: canceled, Global: e.gw.Published()}
+	}
+	for _, m := range e.markets {
+		s := e.settlement(m, day, byMarket[m.index])
+		e.settle(m, &s)
+		e.gw.Settled(&m.stream, now, &s)
+	}
+	e.gw.End()
+	res := Settled{OrdersCanceled: canceled, CloseOut: e.ledger.BelowZero()}
+	res.UpdatesSkipped = e.restateAll(now)
+	res.Global = e.gw.Published()
+	for _, m := range e.markets {
+		e.announce(m)
+	}
+	return res
+}
+
+// checkSettlement returns the prices by market index.
+func (e *Exchange) checkSettlement(day uint32, prices []SettlementPrice) ([]int64, Settled) {
+	if day <= e.day || !validDay(day) {
+		return nil, Settled{Reason: risk.BadDay, Detail: fmt.Sprintf("day %d, settled last: %d", day, e.day)}
+	}
+	byMarket := make([]int64, len(e.markets))
+	for _, p := range prices {
+		m := e.bySymbol[p.Instrument]
+		switch {
+		case m == nil:
+			return nil, Settled{Reason: risk.BadPrices, Detail: p.Instrument.String() + " is not listed"}
+		case byMarket[m.index] != 0:
+			return nil, Settled{Reason: risk.BadPrices, Detail: p.Instrument.String() + " is named twice"}
+		case p.Price < m.terms.LowerLimit || p.Price > m.terms.UpperLimit:
+			return nil, Settled{Reason: risk.BadPrices, Detail: fmt.Sprintf("%s: %s is outside the limits %s … %s", p.Instrument,
+				m.terms.FormatPrice(p.Price), m.terms.FormatPrice(m.terms.LowerLimit), m.terms.FormatPrice(m.terms.UpperLimit))}
+		}
+		byMarket[m.index] = p.Price
+	}
+	for _, m := range e.markets {
+		if byMarket[m.index] == 0 {
+			return nil, Settled{Reason: risk.BadPrices, Detail: m.terms.Symbol.String() + " has no price"}
+		}
+	}
+	return byMarket, Settled{}
+}
+
+func validDay(day uint32) bool {
+	_, err := time.Parse("20060102", fmt.Sprint(day))
+	return err == nil
+}
+
+// cancelAll takes all orders off all books, in the order of the markets, buyers
+// first, by priority. ok is false when the outbox had no room for all.
+func (e *Exchange) cancelAll(now int64) (canceled int, ok bool) {
+	chunk := make([]*order.Order, 0, settleChunk)
+	for _, m := range e.markets {
+		for _, side := range []record.Side{record.Buy, record.Sell} {
+			for chunk = m.first(side, chunk[:0]); len(chunk) > 0; chunk = m.first(side, chunk[:0]) {
+				if !e.gw.Begin(len(chunk), gateway.Urgent) {
+					return canceled, false
+				}
+				for _, o := range chunk {
+					e.cancel(now, m, o, record.CancelEndOfDay)
+				}
+				e.gw.End()
+				canceled += len(chunk)
+			}
+		}
+	}
+	return canceled, true
+}
+
+// first appends the first orders of one side to dst, up to its capacity.
+func (m *market) first(side record.Side, dst []*order.Order) []*order.Order {
+	m.book.Each(side, func(o *order.Order) bool {
+		if len(dst) == cap(dst) {
+			return false
+		}
+		dst = append(dst, o)
+		return true
+	})
+	return dst
+}
+
+// settlement works out the end of a market's day.
+func (e *Exchange) settlement(m *market, day uint32, price int64) gateway.Settlement {
+	s := gateway.Settlement{Day: day, Price: price, Previous: m.settlement}
+	s.Lower, s.Upper = m.terms.LimitsAround(price)
+	s.Upper = max(s.Lower, min(s.Upper, e.worthLimit(m)))
+	return s
+}
+
+// worthLimit returns the highest price at which no account's position is worth
+// more than order.MaxAmount.
+func (e *Exchange) worthLimit(m *market) int64 {
+	most := int64(1)
+	for i := range uint32(e.ledger.Len()) {
+		p := e.ledger.Position(m.index, i)
+		most = max(most, p.Long.Volume(), p.Short.Volume())
+	}
+	return order.MaxAmount / m.terms.TickValue / most
+}
+
+// settle carries out the end of a market's day.
+func (e *Exchange) settle(m *market, s *gateway.Settlement) {
+	e.ledger.Settle(m.index, s.Price)
+	e.marks[m.index] = s.Price
+	m.settlement = s.Price
+	m.terms.LowerLimit, m.terms.UpperLimit = s.Lower, s.Upper
+	e.day = s.Day
+}
+
+// restateAll writes every position that is held, in portions, and returns how
+// many found no room.
+func (e *Exchange) restateAll(now int64) (skipped int) {
+	for _, m := range e.markets {
+		for i, accounts := uint32(0), uint32(e.ledger.Len()); i < accounts; {
+			portion := min(accounts-i, settleChunk)
+			skipped += e.restatePortion(now, m, i, i+portion)
+			i += portion
+		}
+	}
+	return skipped
+}
+
+func (e *Exchange) restatePortion(now int64, m *market, from, to uint32) (skipped int) {
+	held := 0
+	for i := from; i < to; i++ {
+		if !e.ledger.Position(m.index, i).Empty() {
+			held++
+		}
+	}
+	if held == 0 {
+		return 0
+	}
+	if !e.gw.Begin(held, gateway.Urgent) {
+		return held
+	}
+	for i := from; i < to; i++ {
+		if !e.ledger.Position(m.index, i).Empty() {
+			e.ledger.Update(m.index, i, e.gw.Account(&m.stream, now))
+		}
+	}
+	e.gw.End()
+	return 0
+}
