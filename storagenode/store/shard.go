@@ -1,0 +1,118 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/countinghouse/countinghouse/record"
+	"github.com/countinghouse/countinghouse/storagenode/refusal"
+	"github.com/countinghouse/countinghouse/storagenode/storagepb"
+)
+
+// ErrCorrupt means that stored bytes are not what was written. It is never
+// retried.
+var ErrCorrupt = record.ErrCorrupt
+
+// ErrPoisoned is wrapped by every write after the first fatal error.
+var ErrPoisoned = errors.New("shard takes no more writes after an error")
+
+// errClosed ends what is waiting when the shard is closed.
+var errClosed = errors.New("shard is closed")
+
+// Shard holds the instruments of one shard.
+type Shard struct {
+	fs      vfs.FS
+	dir     string
+	opts    Options
+	lock    io.Closer
+	cache   *tableCache
+	metrics metrics
+
+	owned    atomic.Pointer[ownedSet]
+	applied  atomic.Uint64 // see AppliedIndex
+	covered  atomic.Uint64 // state.covered, for readers
+	poison   atomic.Pointer[error]
+	memBytes atomic.Int64 // of all memtables
+
+	// stateMu guards the file SHARD. Lock order: stateMu before an
+	// instrument's locks.
+	stateMu sync.Mutex
+	state   *shardState
+
+	work work
+}
+
+// ownedSet is the list of instruments; it never changes once it is published.
+type ownedSet struct {
+	bySymbol map[record.Symbol]*instrument
+	sorted   []*instrument
+}
+
+func (s *Shard) find(sym record.Symbol) (*instrument, error) {
+	if in := s.owned.Load().bySymbol[sym]; in != nil {
+		return in, nil
+	}
+	s.metrics.refused(storagepb.Code_CODE_NOT_OWNER)
+	e := refusal.New(storagepb.Code_CODE_NOT_OWNER, "instrument %s is not on this shard's list; look it up in the shard map", sym)
+	e.Instrument = sym.String()
+	return nil, e
+}
+
+// AppliedIndex returns the highest Raft index that SetOwned, OpenStream, Append
+// or Advance was called with; after Open it is DurableIndex. Until the log has
+// been replayed to where it was before the restart, an instrument may be ahead
+// of it.
+func (s *Shard) AppliedIndex() uint64 { return s.applied.Load() }
+
+// Advance raises AppliedIndex to that of an entry that concerns no instrument.
+// FSM goroutine only.
+func (s *Shard) Advance(index uint64) { s.noteApplied(index) }
+
+// DurableIndex returns the Raft index up to which the directory alone, without
+// the log, holds the effect of every entry, also after a crash right now. Log
+// entries at or below it may be dropped. It advances by Flush and by
+// Snapshot.Persist.
+func (s *Shard) DurableIndex() uint64 { return s.covered.Load() }
+
+func (s *Shard) noteApplied(index uint64) {
+	if index > s.applied.Load() { // only the FSM goroutine writes
+		s.applied.Store(index)
+	}
+}
+
+// fail ends all writing. The first error goes to OnFatal.
+func (s *Shard) fail(err error) {
+	if errors.Is(err, errClosed) || !s.poison.CompareAndSwap(nil, &err) {
+		return
+	}
+	s.work.wakeAll()
+	s.opts.OnFatal(err)
+}
+
+// writable returns an error once the shard is poisoned.
+func (s *Shard) writable() error {
+	if p := s.poison.Load(); p != nil {
+		return fmt.Errorf("store %s: %w: %w", s.dir, ErrPoisoned, *p)
+	}
+	return nil
+}
+
+// Close ends the background work and unlocks the directory. It flushes nothing:
+// the log has what the memtables hold; call Flush before for a quick restart.
+// Readers may go on with what they hold; no other method may be called.
+func (s *Shard) Close() error {
+	s.work.stop()
+	for _, in := range s.owned.Load().sorted {
+		in.wake()
+	}
+	s.cache.closeAll()
+	if err := s.lock.Close(); err != nil {
+		return fmt.Errorf("store %s: unlock: %w", s.dir, err)
+	}
+	return nil
+}
