@@ -35,6 +35,10 @@ func NewReplayer() *Replayer { return &Replayer{e: empty()} }
 // Global returns the Global of the last record applied.
 func (p *Replayer) Global() uint64 { return p.global }
 
+// State returns the state that the records so far lead to, which is one that the
+// exchange was in when the last of them ended a transaction.
+func (p *Replayer) State() State { return p.e.state(p.global) }
+
 // Apply applies the next record. The caller has checked its header, and that it
 // is next in its stream and in the whole. Errors wrap ErrReplay.
 func (p *Replayer) Apply(r *record.Record) error {

@@ -22,10 +22,12 @@ type State struct {
 
 // State returns the state. It takes time and memory in proportion to accounts
 // and live orders, and is meant for comparisons, not for the trading path.
-func (e *Exchange) State() State {
+func (e *Exchange) State() State { return e.state(e.published()) }
+
+func (e *Exchange) state(global uint64) State {
 	lines := []string{
 		fmt.Sprintf("exchange global=%d last_order=%d last_trade=%d day=%d account_seq=%d",
-			e.published(), e.lastOrderID, e.lastTradeID, e.day, e.accounts.Seq),
+			global, e.lastOrderID, e.lastTradeID, e.day, e.accounts.Seq),
 	}
 	markets := slices.Clone(e.markets)
 	slices.SortFunc(markets, func(a, b *market) int { return strings.Compare(a.terms.Symbol.String(), b.terms.Symbol.String()) })

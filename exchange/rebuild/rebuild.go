@@ -159,6 +159,9 @@ func (b *Rebuilder) End() error {
 // Global returns the Global of the last record of the last whole transaction.
 func (b *Rebuilder) Global() uint64 { return b.replay.Global() }
 
+// State returns the state after the last whole transaction.
+func (b *Rebuilder) State() core.State { return b.replay.State() }
+
 // Records returns the number of records applied.
 func (b *Rebuilder) Records() uint64 { return b.applied }
 
