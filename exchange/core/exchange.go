@@ -67,7 +67,7 @@ func (e *Exchange) Gateway() *gateway.Gateway { return e.gw }
 // *risk.Error or wraps order.ErrTerms.
 func (e *Exchange) ListInstrument(now int64, terms order.Instrument) (Receipt, error) {
 	if err := e.checkListing(&terms); err != nil {
-		return Receipt{Reason: risk.Malformed}, err
+		return Receipt{Reason: risk.BadTerms}, err
 	}
 	if !e.gw.Begin(1, gateway.Urgent) {
 		return Receipt{Reason: risk.BacklogFull}, &risk.Error{Reason: risk.BacklogFull, Detail: terms.Symbol.String()}

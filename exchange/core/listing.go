@@ -19,11 +19,11 @@ func (e *Exchange) checkListing(terms *order.Instrument) error {
 	m := e.bySymbol[terms.Symbol]
 	switch {
 	case m == nil && len(e.markets) == maxMarkets:
-		return &risk.Error{Reason: risk.Malformed, Detail: fmt.Sprintf("%d instruments are listed already", maxMarkets)}
+		return &risk.Error{Reason: risk.BadTerms, Detail: fmt.Sprintf("%d instruments are listed already", maxMarkets)}
 	case m == nil:
 		return nil
 	case m.terms.TickValue != terms.TickValue || m.terms.TickSize != terms.TickSize || m.terms.Decimals != terms.Decimals:
-		return &risk.Error{Reason: risk.Malformed, Detail: fmt.Sprintf("instrument %s: the tick and its value cannot change once listed", terms.Symbol)}
+		return &risk.Error{Reason: risk.BadTerms, Detail: fmt.Sprintf("instrument %s: the tick and its value cannot change once listed", terms.Symbol)}
 	}
 	return e.checkWorth(m, terms)
 }
@@ -38,7 +38,7 @@ func (e *Exchange) checkWorth(m *market, terms *order.Instrument) error {
 	for i := range uint32(e.ledger.Len()) {
 		p := e.ledger.Position(m.index, i)
 		if max(p.Long.Volume()+p.Long.Opening, p.Short.Volume()+p.Short.Opening) > most {
-			return &risk.Error{Reason: risk.Malformed, Detail: fmt.Sprintf(
+			return &risk.Error{Reason: risk.BadTerms, Detail: fmt.Sprintf(
 				"instrument %s: at the upper limit of the changed terms account %d would hold more than 2^60 minor units",
 				terms.Symbol, e.ledger.Account(i).ID)}
 		}

@@ -65,6 +65,9 @@ const (
 	// BadPrices: the settlement prices do not name every listed instrument
 	// once, with a price within its daily limits.
 	BadPrices
+	// BadTerms: an instrument's terms cannot be traded on, or cannot take the
+	// place of those it is listed with.
+	BadTerms
 	// BacklogFull: the outbox has no room for what the request may produce;
 	// storage is behind. Nothing was matched.
 	BacklogFull
@@ -96,6 +99,7 @@ var names = [reasonLimit]struct{ name, message string }{
 	BadAccount:          {"bad-account", "the account id is 0, or there is no room for another account"},
 	BadDay:              {"bad-day", "the settlement day is not a date (yyyymmdd) after the day settled last"},
 	BadPrices:           {"bad-prices", "every listed instrument needs one settlement price within its daily limits"},
+	BadTerms:            {"bad-terms", "the instrument's terms cannot be traded on, or cannot replace those it has"},
 	BacklogFull:         {"backlog-full", "the outbox has no room left; storage is behind, try again later"},
 	Unavailable:         {"unavailable", "the exchange is starting or stopping"},
 }
