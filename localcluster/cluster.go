@@ -24,7 +24,8 @@ type Shard struct {
 type Options struct {
 	// Cluster is the name that nodes and clients present to each other.
 	Cluster string
-	// Dir holds a directory and a log file for each node.
+	// Dir holds a directory and a log file for each node, and the nodes'
+	// addresses: a cluster that is started there again keeps them.
 	Dir string
 	// Command is the program, with its first arguments, that takes a storage
 	// node's flags.
@@ -46,9 +47,7 @@ type Member struct {
 
 // Cluster is a set of storage node processes. It is safe for concurrent use.
 type Cluster struct {
-	name   string
-	shards []Shard
-
+	name    string
 	members   []Member
 	processes map[string]*process // by member id
 }
@@ -89,29 +88,29 @@ func plan(o Options) (*Cluster, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	total := 0
-	for _, s := range o.Shards {
-		total += s.Replicas
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("local cluster: %w", err)
 	}
-	addresses, err := freeAddresses(total)
+	addresses, err := assignAddresses(o)
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{name: o.Cluster, shards: slices.Clone(o.Shards), processes: make(map[string]*process, total)}
+	c := &Cluster{name: o.Cluster, processes: make(map[string]*process, len(addresses))}
 	for _, s := range o.Shards {
 		members := make([]Member, s.Replicas)
 		for i := range members {
-			id := fmt.Sprintf("%s-%d", s.Name, i)
+			id := memberID(s, i)
 			members[i] = Member{
-				Shard: s.Name, ID: id, Address: addresses[0],
+				Shard: s.Name, ID: id, Address: addresses[id],
 				DataDir: filepath.Join(o.Dir, id), LogFile: logName(o.Dir, id),
 			}
-			addresses = addresses[1:]
 		}
 		c.add(o, s, members)
 	}
-	return c, os.MkdirAll(o.Dir, 0o755)
+	return c, nil
 }
+
+func memberID(s Shard, i int) string { return fmt.Sprintf("%s-%d", s.Name, i) }
 
 func (o Options) check() error {
 	switch {

@@ -103,6 +103,31 @@ func TestKillAndRestart(t *testing.T) {
 	}
 }
 
+// The addresses are part of the group's own state, so they must stay.
+func TestAddressesAreKept(t *testing.T) {
+	o := options(t)
+	first, err := plan(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Shards = append(o.Shards, Shard{Name: "s3", Replicas: 1})
+	second, err := plan(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, m := range first.Members() {
+		if second.Members()[i] != m {
+			t.Errorf("%s moved from %s to %s", m.ID, m.Address, second.Members()[i].Address)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(o.Dir, addressFile), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := plan(o); err == nil || !strings.Contains(err.Error(), addressFile) {
+		t.Errorf("a broken file must be named: %v", err)
+	}
+}
+
 func TestStartSaysWhyANodeEnded(t *testing.T) {
 	_, err := Start(t.Context(), options(t, "--fail"))
 	if err == nil || !strings.Contains(err.Error(), "no such disk") {

@@ -1,9 +1,14 @@
 package localcluster
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net"
+	"os"
+	"path/filepath"
 )
 
 // Ports come from below the range that Linux hands to outgoing connections, so
@@ -40,4 +45,63 @@ func canListen(address string) bool {
 		return false
 	}
 	return l.Close() == nil
+}
+
+// addressFile keeps the members' addresses, which are part of the Raft group's
+// own state: a cluster that is started again must have them again.
+const addressFile = "addresses.json"
+
+// assignAddresses returns an address for every member of o: the one it had
+// before, or a free one, which is written down.
+func assignAddresses(o Options) (map[string]string, error) {
+	path := filepath.Join(o.Dir, addressFile)
+	addresses, err := readAddresses(path)
+	if err != nil {
+		return nil, err
+	}
+	var missing []string
+	for _, s := range o.Shards {
+		for i := range s.Replicas {
+			if id := memberID(s, i); addresses[id] == "" {
+				missing = append(missing, id)
+			}
+		}
+	}
+	if len(missing) == 0 {
+		return addresses, nil
+	}
+	free, err := freeAddresses(len(missing))
+	if err != nil {
+		return nil, err
+	}
+	for i, id := range missing {
+		addresses[id] = free[i]
+	}
+	return addresses, writeAddresses(path, addresses)
+}
+
+func readAddresses(path string) (map[string]string, error) {
+	addresses := map[string]string{}
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return addresses, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &addresses)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("local cluster: addresses of its nodes, %s: %w", path, err)
+	}
+	return addresses, nil
+}
+
+func writeAddresses(path string, addresses map[string]string) error {
+	b, err := json.MarshalIndent(addresses, "", "  ")
+	if err == nil {
+		err = os.WriteFile(path, append(b, '\n'), 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("local cluster: addresses of its nodes: %w", err)
+	}
+	return nil
 }

@@ -18,12 +18,36 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := newRoot().ExecuteContext(ctx)
+	err := run(ctx, newRoot())
 	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "countinghouse: %v\n", err)
 	}
 	os.Exit(output.ExitCode(err))
+}
+
+// run executes the command line. What goes wrong before a command's own work
+// begins lies in the words of its call.
+func run(ctx context.Context, root *cobra.Command) error {
+	begun := false
+	markBegun(root, &begun)
+	err := root.ExecuteContext(ctx)
+	if begun {
+		return err
+	}
+	return output.Exit(output.ExitUsage, err)
+}
+
+func markBegun(cmd *cobra.Command, begun *bool) {
+	if work := cmd.RunE; work != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			*begun = true
+			return work(cmd, args)
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		markBegun(sub, begun)
+	}
 }
 
 // settings are the flags that every command takes.
@@ -48,6 +72,6 @@ func newRoot() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.PersistentFlags().VarP(&s.format, "output", "o", `"table" for people, "json" for machines`)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return output.Exit(output.ExitUsage, err) })
+	root.AddCommand(newScan(s), newGet(s), newTail(s), newStats(s), newCluster(s))
 	return root
 }

@@ -15,12 +15,17 @@ func execute(t *testing.T, args ...string) (stdout, stderr string, err error) {
 	root.SetOut(&out)
 	root.SetErr(&progress)
 	root.SetArgs(args)
-	err = root.ExecuteContext(t.Context())
+	err = run(t.Context(), root)
 	return out.String(), progress.String(), err
 }
 
 func TestBadWordsAreUsageErrors(t *testing.T) {
-	for _, args := range [][]string{{"--nonsense"}, {"-o", "xml"}} {
+	for _, args := range [][]string{{"--nonsense"}, {"-o", "xml"}, {"nonsense"}, {"scan", "IF2501"}, {"scan", "--shards", "x"},
+		{"get", "IF2501", "--shards", "x"}, {"get", "IF2501", "--shards", "x", "--order", "1", "--trade", "2"},
+		{"scan", "IF2501", "--shards", "x", "--timeout", "-3s"}, {"scan", "IF2501", "--shards", "x", "--since", "noon"},
+		{"scan", "IF2501", "--shards", "x", "--type", "Nonsense"}, {"scan", "bad name", "--shards", "x"},
+		{"stats", "--shards", "/nonexistent/shards.yaml"}, {"cluster", "up"},
+		{"cluster", "up", "--data-dir", "x", "--shards-count", "0"}} {
 		_, _, err := execute(t, args...)
 		if output.ExitCode(err) != output.ExitUsage {
 			t.Errorf("%v: %v gives exit code %d, want %d", args, err, output.ExitCode(err), output.ExitUsage)

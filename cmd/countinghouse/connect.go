@@ -1,0 +1,73 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/countinghouse/countinghouse/cmd/countinghouse/output"
+	"github.com/countinghouse/countinghouse/record"
+	"github.com/countinghouse/countinghouse/storagenode/client"
+	"github.com/countinghouse/countinghouse/storagenode/refusal"
+)
+
+// target is the cluster that a command talks to.
+type target struct {
+	shards  string
+	replica string
+	timeout durationFlag
+}
+
+func (t *target) bind(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&t.shards, "shards", "", "shard map `file` (YAML); \"cluster up\" and \"demo --data-dir\" write one")
+	cmd.Flags().StringVar(&t.replica, "replica", "", "read from the member with this `id`, which may be behind, instead of the leader")
+	cmd.Flags().Var(&t.timeout, "timeout", "give up after this `time`, such as 10s, when a shard does not answer")
+	if err := cmd.MarkFlagRequired("shards"); err != nil {
+		cobra.CheckErr(err)
+	}
+}
+
+// connect opens the cluster that the flags name.
+func (t *target) connect() (*client.Client, error) {
+	m, err := client.LoadMap(t.shards)
+	if err != nil {
+		return nil, output.Exit(output.ExitUsage, err)
+	}
+	c, err := client.New(m, client.Options{})
+	return c, output.Exit(output.ExitUsage, err)
+}
+
+// from returns the replica that reads go to.
+func (t *target) from() client.Replica { return client.Replica{Member: t.replica} }
+
+// bounded returns ctx with the command's timeout.
+func (t *target) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, t.timeout.orDefault())
+}
+
+// reached gives an error the exit code that tells a wrong request from a server
+// that does not answer.
+func reached(err error) error {
+	var r *refusal.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &r) && !refusal.Retryable(r.Code):
+		return output.Exit(output.ExitFailed, err)
+	case errors.Is(err, record.ErrCorrupt):
+		return output.Exit(output.ExitFailed, err)
+	case errors.As(err, &r), errors.Is(err, context.DeadlineExceeded),
+		status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded:
+		return output.Exit(output.ExitUnavailable, err)
+	}
+	return err
+}
+
+// instrumentArg parses a command's instrument.
+func instrumentArg(name string) (record.Symbol, error) {
+	sym, err := record.MakeSymbol(name)
+	return sym, output.Exit(output.ExitUsage, err)
+}
