@@ -47,7 +47,7 @@ type Member struct {
 
 // Cluster is a set of storage node processes. It is safe for concurrent use.
 type Cluster struct {
-	name    string
+	name      string
 	members   []Member
 	processes map[string]*process // by member id
 }
