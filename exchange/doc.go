@@ -1,0 +1,47 @@
+// Package exchange puts an exchange together: order router, outbox and
+// subscriber, and the recovery that precedes the first order.
+//
+// # Recovery
+//
+// Open brings an exchange back to where it was, in this order:
+//
+//  1. It opens the outbox, which no other exchange may have open.
+//  2. It asks every shard what its streams end with, and compares the records
+//     that the outbox still holds for delivery with those that are stored. A
+//     difference ends the start: ErrDiverged, with both records.
+//  3. It starts the subscriber and lets it deliver what the outbox still holds,
+//     for up to Config.DrainWait.
+//  4. It reads every stream of every shard, merges them by their global number
+//     with what is not delivered yet, and replays them: each number must be
+//     there once, and each record must follow from those before it.
+//  5. It compares the result with the state file: when the replay passes the
+//     state that was noted there, the hashes must be equal, and it must not end
+//     before. Then the result must end exactly where the outbox ends.
+//  6. It lists the instruments that are not listed yet, and records terms that
+//     changed.
+//
+// # Where the records come from
+//
+// The stores are needed for all records that the outbox has recycled. So when a
+// shard does not answer within Config.StorageWait, Open fails, but for two cases:
+//
+//   - The outbox still holds every record from the first on, and the machine has
+//     not gone down since it was last in order. Then it alone is replayed.
+//   - The outbox is empty and Config.Init declares that this is the first start
+//     of the cluster, with nothing stored anywhere.
+//
+// In both cases the shards get Config.DrainWait, not StorageWait, to answer. The
+// subscriber makes the comparison of step 2 when they come back; if it finds a
+// difference the exchange stops, see Failed.
+//
+// An empty outbox in front of stores that hold records is one that replaces a
+// lost outbox: it goes on after the highest global number stored. An outbox that
+// is behind the stores although the machine did not go down is refused: another
+// exchange has written.
+//
+// # The state file
+//
+// <outbox>.state holds the last known state: a global number and the hash of the
+// state after that record. It is replaced at an orderly end, and every
+// Config.StateEvery in between. Removing it gives up the comparison, nothing else.
+package exchange
