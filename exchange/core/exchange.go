@@ -62,8 +62,8 @@ func empty() *Exchange {
 func (e *Exchange) Gateway() *gateway.Gateway { return e.gw }
 
 // ListInstrument lists an instrument or changes the terms of a listed one. What
-// a tick is and is worth cannot change. Changed margins apply to positions at
-// once, changed fees and limits to orders from there on. The error, if any, is a
+// a tick is and is worth cannot change, margins and fees only while no order is
+// live; changed margins apply to positions at once. The error, if any, is a
 // *risk.Error or wraps order.ErrTerms.
 func (e *Exchange) ListInstrument(now int64, terms order.Instrument) (Receipt, error) {
 	if err := e.checkListing(&terms); err != nil {

@@ -24,8 +24,18 @@ func (e *Exchange) checkListing(terms *order.Instrument) error {
 		return nil
 	case m.terms.TickValue != terms.TickValue || m.terms.TickSize != terms.TickSize || m.terms.Decimals != terms.Decimals:
 		return &risk.Error{Reason: risk.BadTerms, Detail: fmt.Sprintf("instrument %s: the tick and its value cannot change once listed", terms.Symbol)}
+	case m.orders.count > 0 && chargesDiffer(&m.terms, terms):
+		return &risk.Error{Reason: risk.BadTerms, Detail: fmt.Sprintf(
+			"instrument %s: margins and fees cannot change while its %d orders are live, which froze money for them; settle or cancel first",
+			terms.Symbol, m.orders.count)}
 	}
 	return e.checkWorth(m, terms)
+}
+
+// chargesDiffer reports whether an order freezes other amounts under b than under a.
+func chargesDiffer(a, b *order.Instrument) bool {
+	return a.LongMarginPPM != b.LongMarginPPM || a.ShortMarginPPM != b.ShortMarginPPM ||
+		a.FeeMode != b.FeeMode || a.FeeOpen != b.FeeOpen || a.FeeClose != b.FeeClose || a.FeeCloseToday != b.FeeCloseToday
 }
 
 // checkWorth refuses terms under which what is held could no longer be reckoned

@@ -98,6 +98,21 @@ func (e *Exchange) Order(instrument record.Symbol, id uint64) (o order.Order, ok
 	return *live, true
 }
 
+// Orders returns copies of the live orders of one side in priority order; nil
+// when the instrument is not listed.
+func (e *Exchange) Orders(instrument record.Symbol, side record.Side) []order.Order {
+	m := e.bySymbol[instrument]
+	if m == nil {
+		return nil
+	}
+	orders := make([]order.Order, 0, m.book.Orders(side))
+	m.book.Each(side, func(o *order.Order) bool {
+		orders = append(orders, *o)
+		return true
+	})
+	return orders
+}
+
 // Account returns an account; ok is false when it is not open.
 func (e *Exchange) Account(id uint64) (view AccountView, ok bool) {
 	i, ok := e.ledger.Find(id)

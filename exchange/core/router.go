@@ -185,6 +185,12 @@ func (r *Router) Order(instrument record.Symbol, id uint64) (o order.Order, ok b
 	return o, ok
 }
 
+// Orders is Exchange.Orders.
+func (r *Router) Orders(instrument record.Symbol, side record.Side) (orders []order.Order) {
+	r.do(func(_ int64, e *Exchange) { orders = e.Orders(instrument, side) })
+	return orders
+}
+
 // Account is Exchange.Account.
 func (r *Router) Account(id uint64) (view AccountView, ok bool) {
 	r.do(func(_ int64, e *Exchange) { view, ok = e.Account(id) })
