@@ -1,0 +1,229 @@
+package wal
+
+import (
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/hashicorp/raft"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Bounds and defaults of Options.
+const (
+	DefaultSegmentBytes = 64 << 20
+	DefaultCacheBytes   = 64 << 20
+	DefaultRecycleFiles = 2
+
+	segmentBytesLeast = 2 * frameStart
+	segmentBytesMost  = 16 << 30 // offsets in units of frameAlign fit into 32 bits
+)
+
+// Options configure a WAL. The zero value means the defaults.
+type Options struct {
+	// SegmentBytes is the size of a segment file, a multiple of 4096 from 8192
+	// to 16 GiB; 0 means DefaultSegmentBytes. It bounds the size of an entry, see
+	// WAL.MaxEntryBytes. Segments of other sizes are read all the same.
+	SegmentBytes int64
+	// CacheBytes bounds the memory that recent entries are held in; 0 means
+	// DefaultCacheBytes, a negative number no cache.
+	CacheBytes int64
+	// RecycleFiles bounds how many files of deleted segments are kept for reuse;
+	// 0 means DefaultRecycleFiles, a negative number none.
+	RecycleFiles int
+	// OnFatal is called once, in its own goroutine, with the first error of a
+	// write or an fsync. The process should end: the log serves no call any more.
+	OnFatal func(error)
+	// MetricLabels are constant labels of every metric.
+	MetricLabels prometheus.Labels
+}
+
+func (o Options) withDefaults() (Options, error) {
+	if o.SegmentBytes == 0 {
+		o.SegmentBytes = DefaultSegmentBytes
+	}
+	if o.SegmentBytes < segmentBytesLeast || o.SegmentBytes > segmentBytesMost || o.SegmentBytes%frameStart != 0 {
+		return o, fmt.Errorf("wal: SegmentBytes %d is not a multiple of %d from %d to %d", o.SegmentBytes, frameStart, segmentBytesLeast, int64(segmentBytesMost))
+	}
+	if o.CacheBytes == 0 {
+		o.CacheBytes = DefaultCacheBytes
+	}
+	if o.RecycleFiles == 0 {
+		o.RecycleFiles = DefaultRecycleFiles
+	}
+	if o.OnFatal == nil {
+		o.OnFatal = func(error) {}
+	}
+	return o, nil
+}
+
+// Recovery is what Open found.
+type Recovery struct {
+	Segments     int
+	Entries      uint64
+	TornBytesCut int64 // bytes of an unfinished write that were cut off
+	TornFile     string
+	TornOffset   int64
+}
+
+// WAL is a raft.LogStore and raft.MonotonicLogStore. Its methods may be called
+// from any goroutine; those that change the log run one after another.
+//
+// Invariant: every entry from first to last is on disk, synced, in exactly one
+// segment of segs, and no other entry will be found there by a later Open.
+type WAL struct {
+	fs       vfs.FS
+	dir      string
+	opts     Options
+	lock     io.Closer
+	metrics  *metrics
+	recycler *recycler
+	recovery Recovery
+	fatal    atomic.Pointer[error]
+
+	writing sync.Mutex // held by the one call that changes the log
+	buf     []byte     // of the group being written; guarded by writing
+	dead    []*segment // to be recycled once the active segment is on disk; guarded by writing
+	closed  bool       // changed under writing and mu, read under either
+
+	mu    sync.RWMutex
+	segs  []*segment // ascending by first index; the last one takes the next group
+	first uint64     // 0 while the log is empty
+	last  uint64
+	cache cache
+}
+
+var (
+	_ raft.LogStore          = (*WAL)(nil)
+	_ raft.MonotonicLogStore = (*WAL)(nil)
+	_ io.Closer              = (*WAL)(nil)
+)
+
+// Open opens the log in dir, which is made if it does not exist, and holds it
+// exclusively until Close. It reads every frame. A write that a crash left
+// unfinished is cut off; damage to entries that were acknowledged is a
+// *CorruptError. Other errors match ErrVersion or ErrLocked, or are of the file
+// system.
+func Open(fs vfs.FS, dir string, opts Options) (*WAL, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := fs.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("wal: %s: %w", dir, err)
+	}
+	lock, err := fs.Lock(fs.PathJoin(dir, lockName))
+	if err != nil {
+		return nil, fmt.Errorf("wal: %s: %w: another process has it open (%w)", dir, ErrLocked, err)
+	}
+	w := &WAL{fs: fs, dir: dir, opts: opts, lock: lock, metrics: newMetrics(opts.MetricLabels)}
+	w.cache.bytesMax = opts.CacheBytes
+	w.recycler = newRecycler(w)
+	if err := w.recover(); err != nil {
+		w.release()
+		return nil, err
+	}
+	w.publishGauges()
+	return w, nil
+}
+
+// Close releases the files and the directory. It waits for calls under way.
+// It returns the error that took the log out of service, if one did.
+func (w *WAL) Close() error {
+	w.writing.Lock()
+	defer w.writing.Unlock()
+	w.mu.Lock()
+	closed := w.closed
+	w.closed = true
+	w.mu.Unlock()
+	if closed {
+		return nil
+	}
+	w.release()
+	return w.outOfService()
+}
+
+// release stops the recycler and closes what is open.
+func (w *WAL) release() {
+	w.recycler.stop()
+	for _, s := range w.segs {
+		s.close()
+	}
+	for _, s := range w.dead {
+		s.close()
+	}
+	w.lock.Close()
+}
+
+// IsMonotonic is true: the log has no gaps, and hashicorp/raft deletes all of it
+// before it goes on behind a snapshot.
+func (w *WAL) IsMonotonic() bool { return true }
+
+// FirstIndex returns the index of the first entry, 0 when there is none.
+func (w *WAL) FirstIndex() (uint64, error) {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	return w.first, w.usable()
+}
+
+// LastIndex returns the index of the last entry, 0 when there is none.
+func (w *WAL) LastIndex() (uint64, error) {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	return w.last, w.usable()
+}
+
+// MaxEntryBytes is the most that an entry's Data and Extensions may have
+// together.
+func (w *WAL) MaxEntryBytes() int64 { return w.opts.SegmentBytes - frameStart - frameHeaderSize }
+
+// Recovery tells what Open found.
+func (w *WAL) Recovery() Recovery { return w.recovery }
+
+// Metrics returns the log's collectors, to be registered by the caller.
+func (w *WAL) Metrics() prometheus.Collector { return w.metrics }
+
+// usable returns why the log can not be used, if so. The caller holds writing
+// or mu.
+func (w *WAL) usable() error {
+	if err := w.outOfService(); err != nil {
+		return err
+	}
+	if w.closed {
+		return fmt.Errorf("wal: %s: %w", w.dir, ErrClosed)
+	}
+	return nil
+}
+
+func (w *WAL) outOfService() error {
+	if p := w.fatal.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// fail takes the log out of service: what a failed write or fsync left on the
+// disk is unknown, and a second fsync would report success for pages that the
+// kernel has dropped. It returns the error that every call returns from here on.
+func (w *WAL) fail(op, path string, cause error) error {
+	err := fmt.Errorf("wal: %s: %s: %w: %w", path, op, ErrPoisoned, cause)
+	if w.fatal.CompareAndSwap(nil, &err) {
+		w.metrics.outOfService.Set(1)
+		go w.opts.OnFatal(err)
+	}
+	return w.outOfService()
+}
+
+// publishGauges states the log's extent. The caller holds writing, or nobody
+// else knows the log yet.
+func (w *WAL) publishGauges() {
+	w.metrics.firstIndex.Set(float64(w.first))
+	w.metrics.lastIndex.Set(float64(w.last))
+	w.metrics.segments.Set(float64(len(w.segs)))
+	w.metrics.cacheBytes.Set(float64(w.cache.bytes))
+}
+
+// active returns the segment that takes the next group.
+func (w *WAL) active() *segment { return w.segs[len(w.segs)-1] }
