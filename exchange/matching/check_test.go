@@ -77,7 +77,7 @@ func checkPage(p, parent *page) (levels int, err error) {
 	if p.parent != parent {
 		return 0, fmt.Errorf("page %x/%d has the wrong parent", p.prefix, p.shift)
 	}
-	if p.used == 0 || p.shift > 0 && bits.OnesCount64(p.used) < 2 {
+	if p.used == 0 || p.shift > 0 && bits.OnesCount32(p.used) < 2 {
 		return 0, fmt.Errorf("page %x/%d has only the slots %b", p.prefix, p.shift, p.used)
 	}
 	for i, slot := range p.slots {

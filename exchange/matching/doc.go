@@ -12,7 +12,7 @@
 //	half (buy, sell) ── best ─► level ─worse─► level ─► …      ranked list of price levels
 //	        │                     │ head … tail
 //	        │                     └─► node ─next─► node ─► …   orders in time priority
-//	        └── index: rank ─► level                           64-way trie of bitmaps, see index.go
+//	        └── index: rank ─► level                           32-way trie of bitmaps, see index.go
 //
 // Matching walks the two lists and never asks the index; the index finds the
 // level of an order that comes to rest, and the place of a level that is not

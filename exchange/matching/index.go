@@ -6,16 +6,16 @@ import (
 )
 
 const (
-	pageBits  = 6 // bits of a key that one page resolves
+	pageBits  = 5 // bits of a key that one page resolves
 	pageSlots = 1 << pageBits
-	slotMask  = pageSlots - 1
+	slotMask  = pageSlots - 1 // a slot AND slotMask needs no bounds check
 )
 
 // index finds the level of a rank, and for a level that is added its better
-// neighbour. It is a trie over the ranks' bits, six at a time: the leaves are
-// ladders of 64 consecutive ranks, and a chain of pages with one entry each is
+// neighbour. It is a trie over the ranks' bits, five at a time: the leaves are
+// ladders of 32 consecutive ranks, and a chain of pages with one entry each is
 // left out, so that there are fewer pages than twice the levels, and a lookup
-// touches at most eleven. Around the best price, where nearly all orders go, it
+// touches at most thirteen. Around the best price, where nearly all orders go, it
 // is a ladder: one comparison finds the leaf that was used last.
 type index struct {
 	root *page
@@ -30,8 +30,8 @@ type index struct {
 // below a page equal prefix when shifted right by shift+pageBits.
 type page struct {
 	prefix uint64
-	used   uint64
 	parent *page
+	used   uint32
 	shift  uint8
 	slots  [pageSlots]unsafe.Pointer // *level in a leaf, otherwise *page
 }
@@ -138,9 +138,9 @@ func (p *page) before(key uint64) *level {
 
 // last returns the level with the largest key in those slots of p that among
 // names, at least one.
-func (p *page) last(among uint64) *level {
+func (p *page) last(among uint32) *level {
 	for {
-		x := p.slots[(bits.Len64(among)-1)&slotMask]
+		x := p.slots[(bits.Len32(among)-1)&slotMask]
 		if p.shift == 0 {
 			return (*level)(x)
 		}
@@ -174,7 +174,7 @@ func (x *index) remove(pool *pool, lv *level) {
 
 // splice replaces p, which has one child left, by that child.
 func (x *index) splice(pool *pool, p *page, key uint64) {
-	slot := uint(bits.TrailingZeros64(p.used))
+	slot := uint(bits.TrailingZeros32(p.used))
 	child := (*page)(p.slots[slot&slotMask])
 	p.clear(slot)
 	x.hang(p.parent, child, key)

@@ -12,7 +12,7 @@ import (
 const (
 	slabOrders = 512
 	slabLevels = 128
-	slabPages  = 8
+	slabPages  = 16
 )
 
 // pooled marks the nodes that are in a pool.
