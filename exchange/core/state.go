@@ -17,7 +17,8 @@ import (
 // each instrument, account, position and live order, sorted but for the orders,
 // which stand in their priority.
 type State struct {
-	Lines []string
+	Lines  []string
+	Global uint64 // of the last record that it reflects
 }
 
 // State returns the state. It takes time and memory in proportion to accounts
@@ -39,7 +40,7 @@ func (e *Exchange) state(global uint64) State {
 		lines = append(lines, m.orderLines(record.Buy)...)
 		lines = append(lines, m.orderLines(record.Sell)...)
 	}
-	return State{Lines: lines}
+	return State{Lines: lines, Global: global}
 }
 
 func (e *Exchange) instrumentLine(m *market) string {
