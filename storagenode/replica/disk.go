@@ -1,0 +1,131 @@
+package replica
+
+import (
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// Free space must rise this much above the reserve, as a fraction of it, before
+// appends are taken again; otherwise the node would flap.
+const diskResumeFraction = 4
+
+// diskWatch keeps a reserve of free disk space. Below it appends are refused;
+// reads, snapshots and the shortening of the log go on.
+type diskWatch struct {
+	fs      vfs.FS
+	dir     string
+	reserve int64 // bytes; not positive: no check
+	ballast int64 // bytes; not positive: none
+	log     *slog.Logger
+
+	full atomic.Bool
+	free atomic.Uint64 // bytes at the last check
+
+	mu   sync.Mutex // held while the ballast file changes
+	stop chan struct{}
+	done sync.WaitGroup
+}
+
+// openDiskWatch checks once, so that full is right from the start. becameFull is
+// called, from a goroutine of its own, whenever appends begin to be refused.
+func openDiskWatch(c *Config, becameFull func()) *diskWatch {
+	d := &diskWatch{
+		fs: c.FS, dir: c.DataDir, reserve: c.DiskReserveBytes, ballast: c.BallastBytes,
+		log: c.Logger, stop: make(chan struct{}),
+	}
+	d.check()
+	d.done.Go(func() { d.watch(c.DiskCheckInterval, becameFull) })
+	return d
+}
+
+func (d *diskWatch) close() {
+	close(d.stop)
+	d.done.Wait()
+}
+
+func (d *diskWatch) watch(interval time.Duration, becameFull func()) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	wasFull := false
+	for {
+		full := d.full.Load()
+		if full && !wasFull {
+			d.done.Go(becameFull)
+		}
+		wasFull = full
+		select {
+		case <-ticker.C:
+			d.check()
+		case <-d.stop:
+			return
+		}
+	}
+}
+
+func (d *diskWatch) check() {
+	usage, err := d.fs.GetDiskUsage(d.dir)
+	if err != nil {
+		d.log.Warn("free disk space is unknown", "dir", d.dir, "error", err)
+		return
+	}
+	d.free.Store(usage.AvailBytes)
+	free := int64(usage.AvailBytes)
+	if d.reserve > 0 {
+		d.judge(free)
+	}
+	d.trimBallast(free)
+}
+
+func (d *diskWatch) judge(free int64) {
+	full := free < d.reserve || d.full.Load() && free < d.reserve+d.reserve/diskResumeFraction
+	if full == d.full.Swap(full) {
+		return
+	}
+	if full {
+		d.log.Error("disk is full: appends are refused until there is room", "free_bytes", free, "reserve_bytes", d.reserve)
+		return
+	}
+	d.log.Info("disk has room again: appends are taken", "free_bytes", free)
+}
+
+// trimBallast gives the ballast up when there is no space but its own, and lays
+// it down again when there is plenty.
+func (d *diskWatch) trimBallast(free int64) {
+	if d.ballast <= 0 {
+		return
+	}
+	switch {
+	case free < d.ballast/2:
+		d.dropBallast()
+	case free > max(d.reserve, 0)+2*d.ballast:
+		d.layBallast()
+	}
+}
+
+// dropBallast frees the ballast and reports whether there was any.
+func (d *diskWatch) dropBallast() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.fs.Remove(d.fs.PathJoin(d.dir, ballastFile)); err != nil {
+		return false
+	}
+	d.log.Warn("disk is full: ballast given up", "bytes", d.ballast)
+	return true
+}
+
+func (d *diskWatch) layBallast() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	name := d.fs.PathJoin(d.dir, ballastFile)
+	if info, err := d.fs.Stat(name); err == nil && info.Size() == d.ballast {
+		return
+	}
+	if err := writeBallast(d.fs, name, d.ballast); err != nil {
+		d.log.Warn("no ballast", "file", name, "error", err)
+		_ = d.fs.Remove(name) // half a ballast is worse than none
+	}
+}

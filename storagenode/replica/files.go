@@ -1,0 +1,97 @@
+package replica
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// What a data directory holds.
+const (
+	identityFile = "IDENTITY"
+	lockFile     = "LOCK"
+	currentFile  = "CURRENT"
+	ballastFile  = "BALLAST"
+	stableFile   = "stable.db"
+	boltLogFile  = "log.db"
+	walDir       = "wal"
+	snapshotsDir = "snapshots"
+	storePrefix  = "store-"
+)
+
+func readFile(fs vfs.FS, name string) ([]byte, error) {
+	f, err := fs.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
+// writeFileSync creates a file with the given content and syncs it.
+func writeFileSync(fs vfs.FS, name string, content []byte) error {
+	f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(content); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// replaceFile gives a file the content, all of it or, after a crash, none.
+func replaceFile(fs vfs.FS, name string, content []byte) error {
+	if err := writeFileSync(fs, name+".tmp", content); err != nil {
+		return err
+	}
+	if err := fs.Rename(name+".tmp", name); err != nil {
+		return err
+	}
+	return syncDir(fs, fs.PathDir(name))
+}
+
+// currentStore returns the name of the directory of the live store, "" if there
+// is none yet. A restored snapshot becomes live by one replacement of CURRENT.
+func currentStore(fs vfs.FS, dataDir string) (string, error) {
+	b, err := readFile(fs, fs.PathJoin(dataDir, currentFile))
+	if isNotExist(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	name := strings.TrimSpace(string(b))
+	if !strings.HasPrefix(name, storePrefix) || strings.ContainsAny(name, "/\\") {
+		return "", fmt.Errorf("%s: %q is not the name of a store", fs.PathJoin(dataDir, currentFile), name)
+	}
+	return name, nil
+}
+
+// storeAfter returns the name of the store that follows name.
+func storeAfter(name string) string {
+	n := 0
+	if name != "" {
+		_, _ = fmt.Sscanf(name, storePrefix+"%d", &n) // 0 if it is none of ours
+	}
+	return fmt.Sprintf("%s%06d", storePrefix, n+1)
+}
+
+// dropOtherStores removes what is left of stores that are not live.
+func dropOtherStores(fs vfs.FS, dataDir, live string) error {
+	names, err := fs.List(dataDir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, storePrefix) && name != live {
+			if err := fs.RemoveAll(fs.PathJoin(dataDir, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,215 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// instance is one Raft instance. A replica may go through several of them: see
+// restartRaft.
+type instance struct {
+	raft   *raft.Raft
+	notify chan bool
+	stop   chan struct{}
+}
+
+const (
+	notifyBacklog = 16
+	drainGrace    = 500 * time.Millisecond
+	drainPause    = time.Millisecond
+)
+
+func (r *Replica) raft() *raft.Raft { return r.current.Load().raft }
+
+func (r *Replica) startRaft() error {
+	if err := r.trimLog(); err != nil {
+		return fmt.Errorf("raft log: %w", err)
+	}
+	i := &instance{notify: make(chan bool, notifyBacklog), stop: make(chan struct{})}
+	ra, err := raft.NewRaft(r.cfg.raftConfig(i.notify), r.fsm, r.logs, r.stable, r.snapshots, r.transport)
+	if err != nil {
+		return fmt.Errorf("raft: %w", err)
+	}
+	i.raft = ra
+	r.current.Store(i)
+	r.background.Go(func() { r.watchLeadership(i) })
+	return nil
+}
+
+// stopRaft ends the present instance and waits for its goroutines.
+func (r *Replica) stopRaft() {
+	r.gate.Lock()
+	defer r.gate.Unlock()
+	r.endInstance()
+}
+
+func (r *Replica) endInstance() {
+	// The instance drops the proposals it has not taken up yet without an
+	// answer, so it is given the time to take them up.
+	for deadline := time.Now().Add(drainGrace); r.pending.Load() > 0 && time.Now().Before(deadline); {
+		time.Sleep(drainPause)
+	}
+	i := r.current.Load()
+	shutdown := i.raft.Shutdown()
+	r.transport.interrupt()
+	if err := shutdown.Error(); err != nil {
+		r.cfg.Logger.Warn("raft shutdown", "error", err)
+	}
+	close(i.stop)
+}
+
+// restartRaft replaces the Raft instance by one that begins from what is on
+// disk. There are states that the library does not leave by itself:
+//
+//   - After a snapshot from a leader, a follower whose log went beyond the
+//     snapshot, or disagreed with it, keeps the old last index and term in
+//     memory. It then rejects all entries, and is sent the snapshot again and
+//     again.
+//   - A transfer of leadership that is interrupted at the wrong moment leaves the
+//     flag "transfer in progress" set: when the node leads again, it refuses
+//     every entry.
+//
+// In both, the state on disk is right or is made right by trimLog.
+func (r *Replica) restartRaft(why string) {
+	r.restarting.Lock()
+	defer r.restarting.Unlock()
+	if r.closed.Load() || r.broken.Load() {
+		return
+	}
+	r.cfg.Logger.Warn("restarting raft", "reason", why)
+	r.metrics.raftRestarts.Inc()
+	r.gate.Lock()
+	defer r.gate.Unlock()
+	r.endInstance()
+	if err := r.startRaft(); err != nil {
+		r.fatal(fmt.Errorf("restart of raft (%s): %w", why, err))
+	}
+}
+
+// trimLog drops the log's entries if they can not be followed by those after the
+// newest snapshot: if they end before it, which leaves a hole, or if the one at
+// its index has another term, which shows that it and all after it were never
+// committed. It is called while no Raft instance runs.
+func (r *Replica) trimLog() error {
+	newest, err := r.snapshots.newest()
+	if err != nil || newest == nil {
+		return err
+	}
+	first, err := r.logs.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := r.logs.LastIndex()
+	if err != nil || last == 0 {
+		return err
+	}
+	index, term := newest.Raft.Index, newest.Raft.Term
+	if first > index+1 {
+		return fmt.Errorf("entries %d to %d are missing between the newest snapshot and the log", index+1, first-1)
+	}
+	drop := last
+	if last >= index && first <= index {
+		switch held, err := termAt(r.logs, index); {
+		case errors.Is(err, raft.ErrLogNotFound):
+			drop = index // a hole before the snapshot's index, in a log store that allows it
+		case err != nil:
+			return err
+		case held == term:
+			return nil
+		}
+	} else if first == index+1 {
+		return nil
+	}
+	r.cfg.Logger.Warn("dropping log entries that disagree with the newest snapshot", "first", first, "last", drop, "snapshot", index)
+	return r.logs.DeleteRange(first, drop)
+}
+
+func termAt(logs raft.LogStore, index uint64) (uint64, error) {
+	var l raft.Log
+	err := logs.GetLog(index, &l)
+	return l.Term, err
+}
+
+// has implements snapshotReceiver. A node that holds all of the snapshot as
+// committed entries must not take it: it would lose entries beyond the snapshot
+// that it has acknowledged, and that a quorum may rest on.
+func (r *Replica) has(index, term uint64) (bool, error) {
+	applied, _ := r.fsm.appliedIndex()
+	if index > max(applied, r.raft().CommitIndex()) {
+		return false, nil
+	}
+	if held, err := termAt(r.logs, index); err == nil && held == term {
+		return true, nil
+	}
+	newest, err := r.snapshots.newest()
+	if err != nil {
+		return false, err
+	}
+	if newest == nil || newest.Raft.Index != index || newest.Raft.Term != term {
+		return false, fmt.Errorf("member %s holds entries up to %d: it can not go back to a snapshot at %d", r.cfg.ID, applied, index)
+	}
+	if r.raft().LastIndex() != index {
+		r.restartRaft(fmt.Sprintf("the snapshot at %d is offered again", index))
+	}
+	return true, nil
+}
+
+// stage implements snapshotReceiver.
+func (r *Replica) stage(data io.Reader, size int64) ([]byte, func(), error) {
+	return r.snapshots.stage(data, size)
+}
+
+// installed implements snapshotReceiver. It looks for the first of the states
+// that restartRaft describes, right when it comes about.
+func (r *Replica) installed(index, term uint64) {
+	last, err := r.logs.LastIndex()
+	if err != nil {
+		r.fatal(err)
+		return
+	}
+	if believed := r.raft().LastIndex(); believed != max(last, index) {
+		r.restartRaft(fmt.Sprintf("raft believes in a last entry %d after a snapshot at %d; the log ends at %d", believed, index, last))
+		return
+	}
+	if held, err := termAt(r.logs, index); err == nil && held != term {
+		r.restartRaft(fmt.Sprintf("log entry %d has term %d, and %d in the snapshot", index, held, term))
+	}
+}
+
+// watchLeadership does what a leader has to do once when it begins to lead.
+func (r *Replica) watchLeadership(i *instance) {
+	for {
+		select {
+		case leads := <-i.notify:
+			if leads {
+				r.background.Go(r.beginToLead)
+			}
+		case <-i.stop:
+			return
+		}
+	}
+}
+
+func (r *Replica) beginToLead() {
+	if err := r.confirmLead(r.ctx); err != nil {
+		return // no longer the leader: not ours to do
+	}
+	r.cfg.Logger.Info("leading the shard", "term", r.raft().CurrentTerm())
+	if len(r.cfg.Instruments) == 0 {
+		return
+	}
+	if view, err := r.Read(r.ctx, true); err == nil {
+		owned := len(view.Shard.Owned())
+		view.Release()
+		if owned > 0 {
+			return
+		}
+	}
+	if err := r.SetOwned(r.ctx, r.cfg.Instruments); err != nil {
+		r.cfg.Logger.Warn("the shard's first instruments are not set", "error", err)
+	}
+}

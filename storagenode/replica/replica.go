@@ -1,0 +1,366 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/countinghouse/countinghouse/storagenode/store"
+	"github.com/countinghouse/countinghouse/storagenode/wal"
+)
+
+const (
+	boltLockTimeout = time.Second
+	closeGrace      = 5 * time.Second
+	tableSuffix     = ".sst"
+)
+
+func hasTableSuffix(name string) bool { return strings.HasSuffix(name, tableSuffix) }
+
+// Replica is one member of a shard: its log, its store, and its part in Raft.
+// All methods may be called from any goroutine.
+type Replica struct {
+	cfg       Config
+	transport *Transport
+	snapshots *snapshotStore
+	fsm       *fsm
+	logs      *guardedLog
+	stable    *guardedStable
+	closers   []io.Closer // of what Open opened, in that order
+	guard     *diskGuard
+	disk      *diskWatch
+	metrics   *metrics
+	inFlight  *semaphore.Weighted
+	check     leaderCheck
+	budget    int64 // bytes of inFlight
+	wantsCut  chan struct{}
+
+	ctx        context.Context // ends with Close
+	cancel     context.CancelFunc
+	background sync.WaitGroup
+	fatalOnce  sync.Once
+	broken     atomic.Bool // the node must not go on
+	closed     atomic.Bool
+
+	// gate is held for reading while a proposal is handed to Raft, and for
+	// writing while the Raft instance is replaced.
+	gate       sync.RWMutex
+	current    atomic.Pointer[instance]
+	pending    atomic.Int64 // proposals that Raft has not answered
+	restarting sync.Mutex
+
+	transferring  sync.Mutex   // held during a transfer of leadership
+	transferStuck atomic.Int64 // Unix nanoseconds since when entries are refused because of one
+}
+
+// Open opens the member's data directory, or creates it, and starts to take part
+// in the shard. The returned replica's Transport must be registered with a gRPC
+// server that serves cfg.Address.
+//
+// Errors say what to correct; some match ErrLocked, ErrIdentity, ErrFormat or
+// record.ErrCorrupt.
+func Open(cfg Config) (*Replica, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	cfg = cfg.withDefaults()
+	r := &Replica{
+		cfg: cfg, metrics: newMetrics(),
+		budget: cfg.InFlightBytes, inFlight: semaphore.NewWeighted(cfg.InFlightBytes),
+		wantsCut: make(chan struct{}, 1),
+	}
+	r.ctx, r.cancel = context.WithCancel(WithIdentity(context.Background(), cfg.Cluster, cfg.Shard))
+	if err := r.open(); err != nil {
+		r.closeFiles()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *Replica) open() error {
+	lock, err := lockDataDir(r.cfg.FS, r.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	r.closers = append(r.closers, lock)
+	if _, err := claim(r.cfg.FS, r.cfg.DataDir, r.identity()); err != nil {
+		return err
+	}
+	r.guard = newDiskGuard(r.cfg.HungDiskTimeout, r.fatal, r.metrics)
+	if err := r.openLogs(); err != nil {
+		return err
+	}
+	if err := r.openStore(); err != nil {
+		return err
+	}
+	r.transport = NewTransport(r.cfg.Transport)
+	if err := r.bootstrap(); err != nil {
+		return err
+	}
+	if err := r.startRaft(); err != nil {
+		return err
+	}
+	r.transport.setReceiver(r)
+	r.disk = openDiskWatch(&r.cfg, r.leaveFullDisk)
+	r.guard.setMakeRoom(r.disk.dropBallast)
+	r.background.Go(r.takeWantedSnapshots)
+	return nil
+}
+
+func (r *Replica) identity() Identity {
+	return Identity{
+		Cluster: r.cfg.Cluster, Shard: r.cfg.Shard, ID: r.cfg.ID,
+		LogStore: r.cfg.LogStore, Peers: r.cfg.Peers,
+	}
+}
+
+// fatal reports the first error after which the node must not go on.
+func (r *Replica) fatal(err error) {
+	r.fatalOnce.Do(func() {
+		r.broken.Store(true)
+		r.cfg.Logger.Error("the node must stop", "error", err)
+		r.cfg.OnFatal(err)
+	})
+}
+
+func (r *Replica) path(name string) string { return r.cfg.FS.PathJoin(r.cfg.DataDir, name) }
+
+func (r *Replica) openLogs() error {
+	stable, err := openBolt(r.path(stableFile))
+	if err != nil {
+		return err
+	}
+	r.closers = append(r.closers, stable)
+	r.stable = &guardedStable{StableStore: stable, guard: r.guard}
+	var logs interface {
+		raft.LogStore
+		io.Closer
+	}
+	if r.cfg.LogStore == LogStoreBolt {
+		logs, err = openBolt(r.path(boltLogFile))
+	} else {
+		logs, err = r.openWAL()
+	}
+	if err != nil {
+		return err
+	}
+	r.closers = append(r.closers, logs)
+	r.logs = &guardedLog{LogStore: logs, guard: r.guard}
+	return nil
+}
+
+func (r *Replica) openWAL() (*wal.WAL, error) {
+	o := r.cfg.WAL
+	o.OnFatal = r.fatal
+	return wal.Open(r.cfg.FS, r.path(walDir), o)
+}
+
+func openBolt(name string) (*raftboltdb.BoltStore, error) {
+	b, err := raftboltdb.New(raftboltdb.Options{
+		Path:        filepath.Clean(name),
+		BoltOptions: &bbolt.Options{Timeout: boltLockTimeout, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return b, nil
+}
+
+// openStore opens the live store, and the snapshots beside it.
+func (r *Replica) openStore() error {
+	var err error
+	fs := r.cfg.FS
+	r.snapshots, err = openSnapshots(fs, r.path(snapshotsDir), r.cfg.Cluster, r.cfg.Shard, r.cfg.Logger)
+	if err != nil {
+		return err
+	}
+	r.fsm = &fsm{
+		fs: fs, dataDir: r.cfg.DataDir, options: r.storeOptions(), snapshots: r.snapshots, log: r.cfg.Logger,
+		fatal: r.fatal, full: r.wantSnapshot, metrics: r.metrics, bytesMax: r.cfg.SnapshotBytes,
+		changed: make(chan struct{}),
+	}
+	name, err := currentStore(fs, r.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	fresh := name == ""
+	if fresh {
+		name = storeAfter("")
+	}
+	if err := dropOtherStores(fs, r.cfg.DataDir, name); err != nil {
+		return err
+	}
+	shard, err := store.Open(fs, r.path(name), r.fsm.options)
+	if err != nil {
+		return err
+	}
+	r.fsm.live.Store(newLiveStore(fs, r.path(name), shard))
+	if fresh {
+		if err := replaceFile(fs, r.path(currentFile), []byte(name+"\n")); err != nil {
+			return err
+		}
+	}
+	return r.recoverStore()
+}
+
+func (r *Replica) storeOptions() store.Options {
+	o := r.cfg.Store
+	o.OnFatal = r.fatal
+	return o
+}
+
+// recoverStore brings the store up to the newest snapshot, which makes it right
+// to tell Raft not to restore that snapshot itself. Why nothing is lost or
+// applied twice:
+//
+//   - A snapshot of the own store exists only after store.Snapshot.Persist, which
+//     makes the cut durable in the live store first. The live store is then at or
+//     beyond the snapshot, and nothing is to be done.
+//   - A snapshot from a leader is made visible before it is adopted. A crash in
+//     between leaves a live store that is behind the snapshot: its DurableIndex is
+//     below what the snapshot covers. The adoption is done again, here. A crash in
+//     the middle of it leaves an unfinished directory that CURRENT does not name.
+//   - Raft sets its applied index to the snapshot's and hands over all committed
+//     entries after it. The store may be ahead of that, because it also flushes
+//     between snapshots: for each instrument it skips the entries up to the index
+//     that it covers. An entry is thus applied once, whether it is met in the
+//     table, in the replay, or in both.
+//   - A snapshot that is taken during such a replay carries a Raft index below
+//     that of its data. Whoever restores it replays the entries between, and
+//     skips them in the same way.
+//   - The log is shortened up to a snapshot only, so every entry that the live
+//     store has not made durable is still in the log.
+func (r *Replica) recoverStore() error {
+	newest, err := r.snapshots.newest()
+	if err != nil {
+		return err
+	}
+	durable := r.fsm.live.Load().shard.DurableIndex()
+	r.fsm.setApplied(durable)
+	if newest == nil {
+		return nil
+	}
+	r.fsm.membershipIndex.Store(newest.Raft.ConfigurationIndex)
+	if durable < newest.Covers {
+		return r.fsm.adopt(newest)
+	}
+	r.fsm.advance(newest.Raft.Index)
+	return nil
+}
+
+// bootstrap gives an empty member its first membership. Every first voter does
+// this with the same list, so that they all begin with the same log entry.
+func (r *Replica) bootstrap() error {
+	has, err := raft.HasExistingState(r.logs, r.stable, r.snapshots)
+	if err != nil || has || r.cfg.Join {
+		return err
+	}
+	if len(r.cfg.Peers) == 0 {
+		return fmt.Errorf("%s holds no data yet: name the shard's first voters (--peers) or start the node to be added later (--join)", r.cfg.DataDir)
+	}
+	var c raft.Configuration
+	for _, p := range r.cfg.Peers {
+		c.Servers = append(c.Servers, raft.Server{ID: raft.ServerID(p.ID), Address: raft.ServerAddress(p.Address)})
+	}
+	return raft.BootstrapCluster(r.cfg.raftConfig(nil), r.logs, r.stable, r.snapshots, r.transport, c)
+}
+
+// Transport returns the replica's transport, to be registered with the node's
+// gRPC server.
+func (r *Replica) Transport() *Transport { return r.transport }
+
+// ID returns the member's id.
+func (r *Replica) ID() string { return r.cfg.ID }
+
+// Cluster returns the name of the cluster.
+func (r *Replica) Cluster() string { return r.cfg.Cluster }
+
+// Shard returns the name of the shard.
+func (r *Replica) Shard() string { return r.cfg.Shard }
+
+// wantSnapshot asks for a snapshot soon; asking twice is the same as once.
+func (r *Replica) wantSnapshot() {
+	select {
+	case r.wantsCut <- struct{}{}:
+	default:
+	}
+}
+
+func (r *Replica) takeWantedSnapshots() {
+	for {
+		select {
+		case <-r.wantsCut:
+			if _, err := r.Snapshot(r.ctx); err != nil {
+				r.cfg.Logger.Warn("snapshot failed", "error", err)
+			}
+		case <-r.ctx.Done():
+			return
+		}
+	}
+}
+
+// Close stops the replica and releases the data directory. It does not hand
+// leadership over; call TransferLeadership before. Readers that do not let go
+// within a few seconds are reported by an error.
+func (r *Replica) Close() error {
+	r.restarting.Lock()
+	again := r.closed.Swap(true)
+	r.restarting.Unlock()
+	if again {
+		return nil
+	}
+	r.stopRaft()
+	r.cancel()
+	r.transport.Close()
+	r.disk.close()
+	r.background.Wait()
+	return r.closeFiles()
+}
+
+// closeFiles closes what open has opened, however far it came.
+func (r *Replica) closeFiles() error {
+	r.cancel()
+	var errs []error
+	if r.fsm != nil {
+		errs = append(errs, r.closeStore())
+	}
+	if r.transport != nil {
+		r.transport.Close()
+	}
+	if r.guard != nil {
+		r.guard.close()
+	}
+	for i := len(r.closers) - 1; i >= 0; i-- {
+		errs = append(errs, r.closers[i].Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Replica) closeStore() error {
+	live := r.fsm.live.Load()
+	if live == nil {
+		return nil
+	}
+	var err error
+	if !r.broken.Load() {
+		err = live.shard.Flush() // so that the next start has little to replay
+	}
+	live.retire(false)
+	select {
+	case <-live.closed:
+		return errors.Join(err, live.err)
+	case <-time.After(closeGrace):
+		return errors.Join(err, errors.New("store: readers did not let go of it"))
+	}
+}

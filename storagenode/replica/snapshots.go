@@ -1,0 +1,413 @@
+package replica
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/hashicorp/raft"
+
+	"github.com/countinghouse/countinghouse/record"
+	"github.com/countinghouse/countinghouse/storagenode/store"
+)
+
+const (
+	metaFile       = "META"
+	dataDir        = "data"
+	tmpPrefix      = "tmp-"
+	stagingPrefix  = "staging-"
+	tokenMagic     = "CHSTAGED"
+	dirMode        = 0o755
+	metaVersion    = 1
+	tokenBytesMax  = 256
+	sinkTokenUsage = "a sink takes either a staged directory's token or persist"
+)
+
+// snapshotMeta is the content of a snapshot's META file.
+type snapshotMeta struct {
+	Version int               `json:"version"`
+	Raft    raft.SnapshotMeta `json:"raft"`
+	// Covers is the Raft index of the last entry whose effect the data holds. It
+	// differs from the snapshot's own index, which also counts entries that
+	// change no data, and may be above it: see the comment of recoverStore.
+	Covers uint64 `json:"covers"`
+}
+
+// snapshotStore keeps snapshots as directories, "<id>/META" and "<id>/data/…",
+// whose tables share their disk space with the live store by hard links. Only
+// the newest snapshot is kept, and those being read.
+//
+// It implements raft.SnapshotStore. A directory whose name has a prefix is
+// unfinished and is dropped at the next start.
+type snapshotStore struct {
+	fs             vfs.FS
+	dir            string
+	cluster, shard string
+	log            *slog.Logger
+
+	mu     sync.Mutex
+	pinned map[string]int // readers by snapshot id
+	serial int            // makes names of unfinished directories differ
+}
+
+var _ raft.SnapshotStore = (*snapshotStore)(nil)
+
+func openSnapshots(fs vfs.FS, dir, cluster, shard string, log *slog.Logger) (*snapshotStore, error) {
+	if err := fs.MkdirAll(dir, dirMode); err != nil {
+		return nil, err
+	}
+	names, err := fs.List(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, tmpPrefix) || strings.HasPrefix(name, stagingPrefix) {
+			if err := fs.RemoveAll(fs.PathJoin(dir, name)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return &snapshotStore{fs: fs, dir: dir, cluster: cluster, shard: shard, log: log, pinned: make(map[string]int)}, nil
+}
+
+func (s *snapshotStore) path(elements ...string) string {
+	return s.fs.PathJoin(append([]string{s.dir}, elements...)...)
+}
+
+func (s *snapshotStore) unfinished(prefix string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.serial++
+	return fmt.Sprintf("%s%d", prefix, s.serial)
+}
+
+// List implements raft.SnapshotStore: newest first.
+func (s *snapshotStore) List() ([]*raft.SnapshotMeta, error) {
+	metas, err := s.metas()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]*raft.SnapshotMeta, len(metas))
+	for i := range metas {
+		out[i] = &metas[i].Raft
+	}
+	return out, nil
+}
+
+func (s *snapshotStore) metas() ([]snapshotMeta, error) {
+	names, err := s.fs.List(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("snapshots in %s: %w", s.dir, err)
+	}
+	var metas []snapshotMeta
+	for _, name := range names {
+		if strings.HasPrefix(name, tmpPrefix) || strings.HasPrefix(name, stagingPrefix) {
+			continue
+		}
+		m, err := s.readMeta(name)
+		if err != nil {
+			return nil, err
+		}
+		metas = append(metas, m)
+	}
+	slices.SortFunc(metas, func(a, b snapshotMeta) int {
+		if d := cmpUint(b.Raft.Term, a.Raft.Term); d != 0 {
+			return d
+		}
+		if d := cmpUint(b.Raft.Index, a.Raft.Index); d != 0 {
+			return d
+		}
+		return strings.Compare(b.Raft.ID, a.Raft.ID)
+	})
+	return metas, nil
+}
+
+func cmpUint(a, b uint64) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// newest returns the newest snapshot, or nil.
+func (s *snapshotStore) newest() (*snapshotMeta, error) {
+	metas, err := s.metas()
+	if err != nil || len(metas) == 0 {
+		return nil, err
+	}
+	return &metas[0], nil
+}
+
+func (s *snapshotStore) readMeta(id string) (snapshotMeta, error) {
+	var m snapshotMeta
+	name := s.path(id, metaFile)
+	b, err := readFile(s.fs, name)
+	if err != nil {
+		return m, fmt.Errorf("snapshot %s: %w", id, err)
+	}
+	if err := json.Unmarshal(b, &m); err != nil {
+		return m, fmt.Errorf("snapshot %s: %w: %w", name, record.ErrCorrupt, err)
+	}
+	if m.Version != metaVersion {
+		return m, fmt.Errorf("snapshot %s: %w %d (this build reads version %d)", name, record.ErrVersion, m.Version, metaVersion)
+	}
+	return m, nil
+}
+
+// Create implements raft.SnapshotStore.
+func (s *snapshotStore) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration, configurationIndex uint64, _ raft.Transport) (raft.SnapshotSink, error) {
+	return &snapshotSink{s: s, meta: snapshotMeta{
+		Version: metaVersion,
+		Raft: raft.SnapshotMeta{
+			Version: version, ID: fmt.Sprintf("%d-%d-%d", term, index, time.Now().UnixMilli()),
+			Index: index, Term: term, Configuration: configuration, ConfigurationIndex: configurationIndex,
+		},
+	}}, nil
+}
+
+// Open implements raft.SnapshotStore. The snapshot stays until the reader is
+// closed.
+func (s *snapshotStore) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	s.pin(id)
+	meta, r, err := s.open(id)
+	if err != nil {
+		s.unpin(id)
+		return nil, nil, err
+	}
+	return meta, &pinnedReader{streamReader: r, release: sync.OnceFunc(func() { s.unpin(id) })}, nil
+}
+
+func (s *snapshotStore) open(id string) (*raft.SnapshotMeta, *streamReader, error) {
+	m, err := s.readMeta(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	h, err := s.header(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	head, err := h.encode()
+	if err != nil {
+		return nil, nil, err
+	}
+	m.Raft.Size = int64(len(head))
+	for _, f := range h.Files {
+		m.Raft.Size += f.Size
+	}
+	return &m.Raft, &streamReader{fs: s.fs, dir: s.path(id, dataDir), head: head, files: h.Files}, nil
+}
+
+// header lists the files of a snapshot for its stream.
+func (s *snapshotStore) header(id string) (*streamHeader, error) {
+	dir := s.path(id, dataDir)
+	listing, err := store.ReadListing(s.fs, dir)
+	if err != nil {
+		return nil, err
+	}
+	h := &streamHeader{Version: streamVersion, Cluster: s.cluster, Shard: s.shard, ID: id}
+	for _, f := range listing.Files {
+		h.Files = append(h.Files, streamFile{Path: f.Path, Size: f.Size, CRC: f.CRC})
+	}
+	size, crc, err := fileCRC(s.fs, s.fs.PathJoin(dir, store.ListingName))
+	if err != nil {
+		return nil, err
+	}
+	h.Files = append(h.Files, streamFile{Path: store.ListingName, Size: size, CRC: crc})
+	return h, nil
+}
+
+type pinnedReader struct {
+	*streamReader
+	release func()
+}
+
+// Close implements io.Closer.
+func (r *pinnedReader) Close() error {
+	defer r.release()
+	return r.streamReader.Close()
+}
+
+func (s *snapshotStore) pin(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pinned[id]++
+}
+
+func (s *snapshotStore) unpin(id string) {
+	s.mu.Lock()
+	s.pinned[id]--
+	if s.pinned[id] == 0 {
+		delete(s.pinned, id)
+	}
+	s.mu.Unlock()
+	s.reap()
+}
+
+// reap drops all snapshots but the newest and those being read.
+func (s *snapshotStore) reap() {
+	metas, err := s.metas()
+	if err != nil || len(metas) < 2 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range metas[1:] {
+		if s.pinned[m.Raft.ID] > 0 {
+			continue
+		}
+		// Renamed first: what is half removed must not look like a snapshot.
+		s.serial++
+		gone := s.path(fmt.Sprintf("%s%d", tmpPrefix, s.serial))
+		if err := s.fs.Rename(s.path(m.Raft.ID), gone); err != nil {
+			s.log.Warn("old snapshot stays", "id", m.Raft.ID, "error", err)
+			continue
+		}
+		if err := s.fs.RemoveAll(gone); err != nil {
+			s.log.Warn("old snapshot stays in part until the next start", "dir", gone, "error", err)
+		}
+	}
+}
+
+// stage unpacks and checks a snapshot stream; see snapshotReceiver.
+func (s *snapshotStore) stage(r io.Reader, size int64) ([]byte, func(), error) {
+	name := s.unfinished(stagingPrefix)
+	discard := func() { _ = s.fs.RemoveAll(s.path(name)) } // gone already when adopted
+	if err := s.unpack(name, r, size); err != nil {
+		discard()
+		return nil, nil, err
+	}
+	return []byte(tokenMagic + name), discard, nil
+}
+
+func (s *snapshotStore) unpack(name string, r io.Reader, size int64) error {
+	h, n, err := readStreamHeader(r)
+	if err != nil {
+		return err
+	}
+	if h.Cluster != s.cluster || h.Shard != s.shard {
+		return fmt.Errorf("snapshot of cluster %q shard %q: this node is of cluster %q shard %q", h.Cluster, h.Shard, s.cluster, s.shard)
+	}
+	for _, f := range h.Files {
+		n += f.Size
+	}
+	if n != size {
+		return fmt.Errorf("snapshot stream: %w: files of %d bytes in a stream of %d", record.ErrCorrupt, n, size)
+	}
+	data := s.path(name, dataDir)
+	if err := s.fs.MkdirAll(data, dirMode); err != nil {
+		return err
+	}
+	if err := unpack(s.fs, data, h, r); err != nil {
+		return err
+	}
+	if _, err := store.VerifyDir(s.fs, data); err != nil {
+		return err
+	}
+	return syncDir(s.fs, s.path(name))
+}
+
+// snapshotSink is a snapshot in the making. Its data comes from persist, or from
+// a staged directory whose token is written to it.
+type snapshotSink struct {
+	s     *snapshotStore
+	meta  snapshotMeta
+	token []byte
+	name  string // unfinished directory with the data, "" before persist
+	done  bool
+}
+
+var _ raft.SnapshotSink = (*snapshotSink)(nil)
+
+// ID implements raft.SnapshotSink.
+func (k *snapshotSink) ID() string { return k.meta.Raft.ID }
+
+// Write takes the token of a staged directory.
+func (k *snapshotSink) Write(p []byte) (int, error) {
+	if k.name != "" || len(k.token)+len(p) > tokenBytesMax {
+		return 0, fmt.Errorf("snapshot %s: %s", k.ID(), sinkTokenUsage)
+	}
+	k.token = append(k.token, p...)
+	return len(p), nil
+}
+
+// persist writes a cut of the shard as the snapshot's data.
+func (k *snapshotSink) persist(cut *store.Snapshot) error {
+	k.name = k.s.unfinished(tmpPrefix)
+	if err := k.s.fs.MkdirAll(k.s.path(k.name), dirMode); err != nil {
+		return err
+	}
+	_, err := cut.Persist(k.s.path(k.name, dataDir))
+	return err
+}
+
+// Cancel implements raft.SnapshotSink.
+func (k *snapshotSink) Cancel() error {
+	if k.done || k.name == "" {
+		return nil
+	}
+	k.done = true
+	return k.s.fs.RemoveAll(k.s.path(k.name))
+}
+
+// Close makes the snapshot durable and visible, and drops older ones.
+func (k *snapshotSink) Close() error {
+	if k.done {
+		return nil
+	}
+	k.done = true
+	if err := k.adopt(); err != nil {
+		return fmt.Errorf("snapshot %s: %w", k.ID(), err)
+	}
+	if err := k.finish(); err != nil {
+		return fmt.Errorf("snapshot %s: %w", k.ID(), err)
+	}
+	k.s.reap()
+	return nil
+}
+
+func (k *snapshotSink) adopt() error {
+	if k.name != "" {
+		return nil
+	}
+	name, ok := strings.CutPrefix(string(k.token), tokenMagic)
+	if !ok || !strings.HasPrefix(name, stagingPrefix) || filepath.Base(name) != name {
+		return errors.New(sinkTokenUsage)
+	}
+	k.name = name
+	return nil
+}
+
+func (k *snapshotSink) finish() error {
+	fs := k.s.fs
+	listing, err := store.ReadListing(fs, k.s.path(k.name, dataDir))
+	if err != nil {
+		return err
+	}
+	k.meta.Covers = listing.Index
+	k.meta.Raft.Size = listing.Bytes()
+	b, err := json.MarshalIndent(&k.meta, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writeFileSync(fs, k.s.path(k.name, metaFile), b); err != nil {
+		return err
+	}
+	if err := syncDir(fs, k.s.path(k.name)); err != nil {
+		return err
+	}
+	if err := fs.Rename(k.s.path(k.name), k.s.path(k.ID())); err != nil {
+		return err
+	}
+	return syncDir(fs, k.s.dir)
+}
