@@ -70,6 +70,7 @@ func (t *Instrument) rules() []rule {
 		{t.ShortMarginPPM > 0 && t.ShortMarginPPM <= million, "the short margin must be above 0 and at most 1 (100 %)"},
 		{t.PriceLimitBP > 0, "the price limit must be at least 0.0001"},
 		{t.LowerLimit > 0 && t.LowerLimit <= t.UpperLimit, "the lower price limit must be above zero and not above the upper one"},
+		{t.UpperLimit <= maxAmount/max(int64(t.TickSize), 1), "the upper price limit has too many digits"},
 		{t.MaxOrderVolume > 0, "the order volume limit must be above zero"},
 		{t.PositionLimit >= 0, "the position limit must not be negative"},
 		{t.fits(t.UpperLimit, t.MaxOrderVolume), "the largest order at the upper price limit is worth more than 2^60 minor units: lower the order volume limit or take a larger minor unit"},
@@ -176,13 +177,13 @@ func (t *Instrument) feeRate(offset record.Offset) int64 {
 
 // LimitsAround returns the daily limits that follow from a reference price,
 // such as the settlement price of the day before: PriceLimitBP either side,
-// rounded inwards to whole ticks, at least one tick, and not so high that an
-// order of MaxOrderVolume is worth more than MaxAmount.
+// rounded inwards to whole ticks, at least one tick, and not so high that the
+// terms would break a rule of Check.
 func (t *Instrument) LimitsAround(reference int64) (lower, upper int64) {
 	width := int64(t.PriceLimitBP)
 	upper = share(reference, 10_000+width, 10_000, Down)
 	lower = share(reference, max(10_000-width, 0), 10_000, Up)
-	upper = min(upper, maxAmount/t.TickValue/t.MaxOrderVolume)
+	upper = min(upper, maxAmount/t.TickValue/t.MaxOrderVolume, maxAmount/max(int64(t.TickSize), 1))
 	lower = min(max(lower, 1), upper)
 	return lower, max(upper, 1)
 }
