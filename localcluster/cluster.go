@@ -47,7 +47,8 @@ type Member struct {
 
 // Cluster is a set of storage node processes. It is safe for concurrent use.
 type Cluster struct {
-	name      string
+	name, dir string
+	shards    []Shard
 	members   []Member
 	processes map[string]*process // by member id
 }
@@ -95,7 +96,7 @@ func plan(o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{name: o.Cluster, processes: make(map[string]*process, len(addresses))}
+	c := &Cluster{name: o.Cluster, dir: o.Dir, shards: slices.Clone(o.Shards), processes: make(map[string]*process, len(addresses))}
 	for _, s := range o.Shards {
 		members := make([]Member, s.Replicas)
 		for i := range members {
@@ -151,6 +152,9 @@ func (c *Cluster) add(o Options, s Shard, members []Member) {
 func (c *Cluster) awaitListening(ctx context.Context, m Member) error {
 	p := c.processes[m.ID]
 	exited := p.running()
+	if exited == nil {
+		return p.endedAtStart()
+	}
 	dialer := net.Dialer{Timeout: time.Second}
 	for {
 		conn, err := dialer.DialContext(ctx, "tcp", m.Address)
@@ -162,7 +166,7 @@ func (c *Cluster) awaitListening(ctx context.Context, m Member) error {
 		case <-timer.C:
 		case <-exited:
 			timer.Stop()
-			return fmt.Errorf("node %s ended at its start: %s", m.ID, strings.TrimSpace(p.logTail(logTailBytes)))
+			return p.endedAtStart()
 		case <-ctx.Done():
 			timer.Stop()
 			return fmt.Errorf("node %s does not listen on %s: %w: %s", m.ID, m.Address, ctx.Err(), strings.TrimSpace(p.logTail(logTailBytes)))

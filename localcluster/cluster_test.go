@@ -1,6 +1,8 @@
 package localcluster
 
 import (
+	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -130,6 +132,9 @@ func TestAddressesAreKept(t *testing.T) {
 
 func TestStartSaysWhyANodeEnded(t *testing.T) {
 	_, err := Start(t.Context(), options(t, "--fail"))
+	if errors.Is(err, context.DeadlineExceeded) {
+		t.Error("the end of the node went unnoticed until the timeout")
+	}
 	if err == nil || !strings.Contains(err.Error(), "no such disk") {
 		t.Fatalf("got %v, want what the node printed", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -117,3 +118,8 @@ func (p *process) logTail(bytesMax int64) string {
 }
 
 func logName(dir, id string) string { return filepath.Join(dir, id+".log") }
+
+// endedAtStart returns the error of a process that ended before it served.
+func (p *process) endedAtStart() error {
+	return fmt.Errorf("node %s ended at its start: %s", p.id, strings.TrimSpace(p.logTail(logTailBytes)))
+}
