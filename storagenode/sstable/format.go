@@ -143,11 +143,11 @@ func parseFooter(b []byte, size int64) (*footer, error) {
 	for i := range f.IDs {
 		f.IDs[i] = IDRange{u64(footerIDsOffset + 16*i), u64(footerIDsOffset + 16*i + 8)}
 	}
-	if flags := u32(108); flags&^uint32(knownFlags) != 0 {
+	flags := u32(108)
+	if flags&^uint32(knownFlags) != 0 {
 		return nil, fmt.Errorf("table %w: flags %#x", record.ErrVersion, flags)
-	} else {
-		f.TimesAscend = flags&flagTimesAscend != 0
 	}
+	f.TimesAscend = flags&flagTimesAscend != 0
 	f.Size = size
 	return f, f.check()
 }

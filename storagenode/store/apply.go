@@ -50,6 +50,9 @@ func (s *Shard) Append(index uint64, b record.Batch) (lastSeq uint64, err error)
 	if err := s.writable(); err != nil {
 		return 0, err
 	}
+	if len(b.Records) == 0 || len(b.Bytes) != record.BatchHeaderSize+len(b.Records)*record.Size {
+		return 0, fmt.Errorf("store %s: append at index %d: %d records in %d bytes are not a parsed batch", s.dir, index, len(b.Records), len(b.Bytes))
+	}
 	defer s.noteApplied(index)
 	in, err := s.find(b.Instrument)
 	if err != nil {

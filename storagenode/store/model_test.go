@@ -25,6 +25,7 @@ func makeRecord(sym record.Symbol, seq uint64) record.Record {
 		Time: int64(1_000_000 + seq/3*10), // neighbours share times
 	}}
 	order, account := 1+seq/3, 1+h%97
+	older := order - h%min(order, 400) // trades and cancels concern orders of late
 	switch seq % 4 {
 	case 0:
 		r.Type = record.TypeOrderInsert
@@ -32,11 +33,11 @@ func makeRecord(sym record.Symbol, seq uint64) record.Record {
 	case 1:
 		r.Type = record.TypeTradeExecuted
 		b := r.TradeExecuted()
-		b.TradeID, b.MakerOrderID, b.TakerOrderID = 1+seq/4, 1+h%order, order
+		b.TradeID, b.MakerOrderID, b.TakerOrderID = 1+seq/4, older, order
 		b.MakerAccount, b.TakerAccount = account, 1+h%89
 	case 2:
 		r.Type = record.TypeOrderCancel
-		r.OrderCancel().OrderID, r.OrderCancel().Account = 1+h%order, account
+		r.OrderCancel().OrderID, r.OrderCancel().Account = older, account
 	default:
 		r.Type = record.TypeAccountUpdate
 		r.AccountUpdate().Account = account

@@ -14,8 +14,8 @@ type Options struct {
 	// OpenTablesMax bounds the tables that are mapped into memory at a time
 	// beyond those being read; default 4096.
 	OpenTablesMax int
-	// OnFatal is called once, from any goroutine, with the first error after
-	// which the shard takes no more writes. The process should end: what is in
+	// OnFatal is called once, on a goroutine of its own, with the first error
+	// after which the shard takes no more writes. The process should end: what is in
 	// the memtables can not be made durable any more. Reads go on.
 	OnFatal func(error)
 }

@@ -85,13 +85,14 @@ func (s *Shard) noteApplied(index uint64) {
 	}
 }
 
-// fail ends all writing. The first error goes to OnFatal.
+// fail ends all writing. The first error goes to OnFatal, on a goroutine of its
+// own: the caller may hold locks that OnFatal's code needs.
 func (s *Shard) fail(err error) {
 	if errors.Is(err, errClosed) || !s.poison.CompareAndSwap(nil, &err) {
 		return
 	}
 	s.work.wakeAll()
-	s.opts.OnFatal(err)
+	go s.opts.OnFatal(err)
 }
 
 // writable returns an error once the shard is poisoned.
