@@ -1,0 +1,48 @@
+package storagenode
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	batches        *prometheus.CounterVec
+	records        prometheus.Counter
+	appendStreams  prometheus.Gauge
+	appendSeconds  prometheus.Histogram
+	queries        *prometheus.GaugeVec
+	queriesRefused prometheus.Counter
+	recordsRead    prometheus.Counter
+}
+
+func newMetrics() *metrics {
+	const namespace, subsystem = "storagenode", "server"
+	return &metrics{
+		batches: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "batches_total", Help: "Batches answered, by result.",
+		}, []string{"result"}),
+		records: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "records_acknowledged_total", Help: "Records acknowledged as durable on a quorum.",
+		}),
+		appendStreams: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "append_streams", Help: "Append streams that are open.",
+		}),
+		appendSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "append_seconds",
+			Help:    "Time from the arrival of a batch to its answer.",
+			Buckets: prometheus.ExponentialBuckets(100e-6, 2, 18),
+		}),
+		queries: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "queries", Help: "Queries under way, by kind.",
+		}, []string{"kind"}),
+		queriesRefused: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "queries_refused_total", Help: "Queries refused because too many were under way.",
+		}),
+		recordsRead: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "records_read_total", Help: "Records sent to queries.",
+		}),
+	}
+}
+
+func (m *metrics) all() []prometheus.Collector {
+	return []prometheus.Collector{
+		m.batches, m.records, m.appendStreams, m.appendSeconds, m.queries, m.queriesRefused, m.recordsRead,
+	}
+}

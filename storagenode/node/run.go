@@ -1,0 +1,179 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/countinghouse/countinghouse/storagenode"
+	"github.com/countinghouse/countinghouse/storagenode/replica"
+	"github.com/countinghouse/countinghouse/version"
+)
+
+const metricsHeaderTimeout = 5 * time.Second
+
+func logLevel(name string) (slog.Level, error) {
+	var level slog.Level
+	err := level.UnmarshalText([]byte(name))
+	return level, err
+}
+
+func (c *Config) logger() *slog.Logger {
+	level, err := logLevel(c.LogLevel)
+	if err != nil {
+		level = slog.LevelInfo
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(c.log, o))
+	}
+	return slog.New(slog.NewTextHandler(c.log, o))
+}
+
+// node is what Run has started.
+type node struct {
+	cfg      Config
+	log      *slog.Logger
+	listener net.Listener
+	replica  *replica.Replica
+	server   *storagenode.Server
+	metrics  *http.Server
+	fatal    chan error // receives at most one
+	served   chan error // receives when the server has ended
+}
+
+// Run runs a node until ctx ends or the node can not go on. Every error says what
+// to correct.
+//
+// When the disk has failed, Run returns without closing anything, because closing
+// would wait for the disk: the process should then end.
+func Run(ctx context.Context, c Config) error {
+	if c.log == nil {
+		c.log = os.Stderr
+	}
+	if c.ready == nil {
+		c.ready = io.Discard
+	}
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	n := &node{cfg: c, log: c.logger().With("member", c.ID), fatal: make(chan error, 1), served: make(chan error, 1)}
+	if err := n.start(); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return n.stop()
+	case err := <-n.fatal:
+		return fmt.Errorf("member %s can not go on: %w", c.ID, err)
+	case err := <-n.served:
+		return errors.Join(err, n.stop())
+	}
+}
+
+// start claims the port before the data directory: the address must be known, and
+// a second node on the same port must fail without a trace.
+func (n *node) start() error {
+	l, err := listen("listen", n.cfg.Listen)
+	if err != nil {
+		return err
+	}
+	n.listener = l
+	address := n.cfg.Advertise
+	if address == "" {
+		address = l.Addr().String()
+	}
+	rc, err := n.cfg.replicaConfig(address)
+	if err != nil {
+		l.Close()
+		return err
+	}
+	rc.Logger, rc.OnFatal = n.log, n.onFatal
+	if n.replica, err = replica.Open(rc); err != nil {
+		l.Close()
+		return err
+	}
+	options := n.cfg.serverOptions()
+	options.Version = version.String()
+	n.server = storagenode.New(n.replica, options)
+	if err := n.serveMetrics(); err != nil {
+		l.Close()
+		return errors.Join(err, n.replica.Close())
+	}
+	go func() { n.served <- n.server.Serve(l) }()
+	fmt.Fprintf(n.cfg.ready, "storagenode %s of shard %s in cluster %s listens on %s\n", n.cfg.ID, n.cfg.Shard, n.cfg.Cluster, address)
+	return nil
+}
+
+func (n *node) onFatal(err error) {
+	select {
+	case n.fatal <- err:
+	default:
+	}
+}
+
+func listen(flag, address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("--%s %s: the port is in use: stop the other process or choose another port (%w)", flag, address, err)
+	case err != nil:
+		return nil, fmt.Errorf("--%s %s: %w", flag, address, err)
+	}
+	return l, nil
+}
+
+func (n *node) serveMetrics() error {
+	if n.cfg.MetricsListen == "" {
+		return nil
+	}
+	l, err := listen("metrics-listen", n.cfg.MetricsListen)
+	if err != nil {
+		return err
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(n.server, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry}))
+	n.metrics = &http.Server{Handler: mux, ReadHeaderTimeout: metricsHeaderTimeout}
+	go func() {
+		if err := n.metrics.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			n.log.Error("metrics are not served any more", "error", err)
+		}
+	}()
+	n.log.Info("metrics", "url", "http://"+l.Addr().String()+"/metrics")
+	return nil
+}
+
+// stop hands leadership over, so that the shard does not have to notice that its
+// leader is gone, and closes everything.
+func (n *node) stop() error {
+	if n.replica.IsLeader() && n.cfg.StopGrace > 0 {
+		ctx, cancel := context.WithTimeout(context.Background(), n.cfg.StopGrace)
+		if id, err := n.replica.TransferLeadership(ctx, ""); err != nil {
+			n.log.Info("leadership was not handed over", "reason", err)
+		} else {
+			n.log.Info("leadership handed over", "to", id)
+		}
+		cancel()
+	}
+	n.server.Stop()
+	if n.metrics != nil {
+		n.metrics.Close()
+	}
+	err := n.replica.Close()
+	n.log.Info("stopped")
+	return err
+}

@@ -1,0 +1,188 @@
+package storagenode
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/countinghouse/countinghouse/record"
+	"github.com/countinghouse/countinghouse/storagenode/refusal"
+	"github.com/countinghouse/countinghouse/storagenode/replica"
+	"github.com/countinghouse/countinghouse/storagenode/storagepb"
+)
+
+// ReadyService is the name under which the health service states readiness: a
+// leader is known and the replica has caught up. The health of "" is that of the
+// process.
+const ReadyService = "countinghouse.ready"
+
+const (
+	windowBytes        = 8 << 20
+	messageBytesMax    = 16 << 20
+	keepaliveInterval  = 10 * time.Second
+	keepaliveTimeout   = 5 * time.Second
+	keepaliveMinimum   = 5 * time.Second
+	readyCheckInterval = 50 * time.Millisecond
+	stopGrace          = 2 * time.Second
+)
+
+// Options bound a Server. Zero fields take their defaults.
+type Options struct {
+	// AppendWindow bounds the batches of one Append stream that are not answered
+	// yet; default 64.
+	AppendWindow int
+	// QueriesMax bounds the Get, Scan, Tail and Verify calls at a time; default 256.
+	QueriesMax int
+	// ChunkBytes is the size in bytes of a Records message; default 1 MiB.
+	ChunkBytes int
+	// Version is what Status reports as the node's build.
+	Version string
+}
+
+func (o Options) withDefaults() Options {
+	if o.AppendWindow <= 0 {
+		o.AppendWindow = 64
+	}
+	if o.QueriesMax <= 0 {
+		o.QueriesMax = 256
+	}
+	if o.ChunkBytes <= 0 {
+		o.ChunkBytes = 1 << 20
+	}
+	o.ChunkBytes = max(o.ChunkBytes/record.Size, 1) * record.Size
+	return o
+}
+
+// Server serves one replica.
+type Server struct {
+	opts    Options
+	replica *replica.Replica
+	grpc    *grpc.Server
+	health  *health.Server
+	metrics *metrics
+	queries chan struct{} // a place for each query under way
+	calls   callCount     // under way, without Raft's
+	stop    context.CancelFunc
+	stopped context.Context // ends with Stop
+}
+
+// New returns a server for r, whose services are registered but not yet served.
+func New(r *replica.Replica, o Options) *Server {
+	o = o.withDefaults()
+	s := &Server{opts: o, replica: r, health: health.NewServer(), metrics: newMetrics(), queries: make(chan struct{}, o.QueriesMax)}
+	s.stopped, s.stop = context.WithCancel(context.Background())
+	s.grpc = grpc.NewServer(s.serverOptions()...)
+	r.Transport().Register(s.grpc)
+	storagepb.RegisterIngestServer(s.grpc, &ingest{server: s})
+	storagepb.RegisterQueryServer(s.grpc, &query{server: s})
+	storagepb.RegisterAdminServer(s.grpc, &admin{server: s})
+	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	s.health.SetServingStatus(ReadyService, grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+	return s
+}
+
+func (s *Server) serverOptions() []grpc.ServerOption {
+	guard := identityGuard{cluster: s.replica.Cluster(), shard: s.replica.Shard(), id: s.replica.ID(), calls: &s.calls}
+	return []grpc.ServerOption{
+		grpc.InitialWindowSize(windowBytes),
+		grpc.InitialConnWindowSize(windowBytes),
+		grpc.MaxRecvMsgSize(messageBytesMax),
+		grpc.MaxSendMsgSize(messageBytesMax),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveInterval, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinimum, PermitWithoutStream: true}),
+		grpc.UnaryInterceptor(guard.unary),
+		grpc.StreamInterceptor(guard.stream),
+	}
+}
+
+// Serve serves the listener until Stop is called or the listener fails.
+func (s *Server) Serve(l net.Listener) error {
+	go s.reportReadiness()
+	err := s.grpc.Serve(l)
+	if errors.Is(err, grpc.ErrServerStopped) {
+		return nil
+	}
+	return err
+}
+
+// Stop ends the server: append streams and tails are told at once, other calls
+// get a short grace. Raft's own streams never end by themselves and are cut.
+func (s *Server) Stop() {
+	s.stop()
+	s.health.Shutdown()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.calls.wait()
+	}()
+	select {
+	case <-done:
+	case <-time.After(stopGrace):
+	}
+	s.grpc.Stop()
+}
+
+// reportReadiness keeps the health service's view of readiness up to date.
+func (s *Server) reportReadiness() {
+	ticker := time.NewTicker(readyCheckInterval)
+	defer ticker.Stop()
+	for {
+		st := grpc_health_v1.HealthCheckResponse_NOT_SERVING
+		if s.replica.Ready() {
+			st = grpc_health_v1.HealthCheckResponse_SERVING
+		}
+		s.health.SetServingStatus(ReadyService, st)
+		select {
+		case <-ticker.C:
+		case <-s.stopped.Done():
+			return
+		}
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (s *Server) Describe(ch chan<- *prometheus.Desc) {
+	for _, c := range s.metrics.all() {
+		c.Describe(ch)
+	}
+	s.replica.Describe(ch)
+}
+
+// Collect implements prometheus.Collector.
+func (s *Server) Collect(ch chan<- prometheus.Metric) {
+	for _, c := range s.metrics.all() {
+		c.Collect(ch)
+	}
+	s.replica.Collect(ch)
+}
+
+// asStatus makes an error of the replica or the store one that gRPC can send.
+func asStatus(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case refusal.FromError(err) != nil:
+		return refusal.FromError(err).GRPCStatus().Err()
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return status.FromContextError(err).Err()
+	case errors.Is(err, record.ErrCorrupt):
+		return refusal.New(storagepb.Code_CODE_CORRUPT, "%v", err).GRPCStatus().Err()
+	case errors.Is(err, io.EOF):
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	return status.Error(codes.Internal, err.Error())
+}
