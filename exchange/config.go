@@ -39,7 +39,8 @@ type Config struct {
 	// Policy says what happens when the quota is used up. Default: Reject.
 	Policy gateway.Policy
 	// HeadroomRecords is the part of the quota that orders leave to cancels,
-	// money and control. Default 4096; negative for none.
+	// money and control. Default 4096, or half of SegmentRecords if that is
+	// less; negative for none.
 	HeadroomRecords int
 
 	// Delivery tunes the subscriber.
@@ -126,6 +127,7 @@ func (c *Config) complete() error {
 		return fmt.Errorf("%w: %w", ErrConfig, err)
 	}
 	c.OutboxDir = filepath.Clean(c.OutboxDir)
+	setDefault(&c.HeadroomRecords, min(gateway.DefaultHeadroomRecords, c.segmentRecords()/2))
 	setDefault(&c.Delivery.BatchRecords, 100)
 	setDefault(&c.Delivery.Linger, 10*time.Millisecond)
 	setDefault(&c.Delivery.WindowBatches, 8)
@@ -136,10 +138,26 @@ func (c *Config) complete() error {
 	if c.Progress == nil {
 		c.Progress = func(Progress) {}
 	}
+	if c.Clock == nil {
+		c.Clock = func() int64 { return time.Now().UnixNano() }
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	return nil
+}
+
+// aheadSegments is how many of the outbox's files lie ready behind the one that
+// is being written. A transaction and the headroom must fit in them.
+const aheadSegments = 2
+
+// segmentRecords returns the size of the outbox's files; the real one, if the
+// outbox was created with another, is not known before it is opened.
+func (c *Config) segmentRecords() int {
+	if c.SegmentRecords > 0 {
+		return c.SegmentRecords
+	}
+	return 1 << 16
 }
 
 func setDefault[T comparable](v *T, def T) {
@@ -161,6 +179,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("QuotaBytes: %d is negative", c.QuotaBytes)
 	case c.SegmentRecords < 0:
 		return fmt.Errorf("SegmentRecords: %d is negative", c.SegmentRecords)
+	case c.HeadroomRecords > c.segmentRecords():
+		return fmt.Errorf("HeadroomRecords: %d is more than the %d records of one of the outbox's files", c.HeadroomRecords, c.segmentRecords())
 	case c.Policy != gateway.Reject && c.Policy != gateway.Drop:
 		return fmt.Errorf("Policy: %d: use gateway.Reject or gateway.Drop", c.Policy)
 	}

@@ -3,10 +3,17 @@ package exchange
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/countinghouse/countinghouse/exchange/core"
+	"github.com/countinghouse/countinghouse/exchange/gateway"
 	"github.com/countinghouse/countinghouse/exchange/outbox"
+	"github.com/countinghouse/countinghouse/exchange/subscriber"
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/client"
 )
@@ -16,7 +23,7 @@ import (
 // outbox.ErrWrongCluster.
 var (
 	// ErrDiverged means that outbox, stores and state file do not tell the same
-	// history. Nothing was changed.
+	// history. The stores were not written to unless they agreed up to there.
 	ErrDiverged = errors.New("outbox and stores diverge")
 	// ErrStores means that shards did not answer, without which no start is
 	// possible.
@@ -30,14 +37,27 @@ var (
 
 // Exchange is a running exchange. Its methods may be called from anywhere.
 type Exchange struct {
-	config   Config
-	outbox   *outbox.Writer
-	client   *client.Client
-	router   *core.Router
-	recovery Recovery
+	config     Config
+	client     *client.Client
+	outbox     *outbox.Writer
+	subscriber *subscriber.Subscriber
+	router     *core.Router
+	gateway    atomic.Pointer[gateway.Gateway]
+	recovery   Recovery
 
+	known *knownState // the recovery's, then the state keeper's, then Close's
+
+	alive      context.Context // of the goroutines in background
+	end        context.CancelFunc
+	background sync.WaitGroup
+
+	mu     sync.Mutex
+	cause  error         // why failed was closed
 	failed chan struct{} // closed when the exchange can not go on
-	cause  error         // valid once failed is closed
+
+	closing sync.Once
+	closed  Closed
+	closeEr error
 }
 
 // Open starts an exchange: it recovers, see the package's documentation, and
@@ -46,13 +66,54 @@ func Open(ctx context.Context, config Config) (*Exchange, error) {
 	if err := config.complete(); err != nil {
 		return nil, err
 	}
-	return nil, errors.ErrUnsupported
+	c, err := client.New(config.Shards, config.Client)
+	if err != nil {
+		return nil, err
+	}
+	x := &Exchange{config: config, client: c, failed: make(chan struct{})}
+	x.alive, x.end = context.WithCancel(context.Background())
+	if x.known, err = loadState(config.OutboxDir, config.Shards.Cluster); err == nil {
+		r := &recovery{Exchange: x}
+		err = r.run(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("exchange %s: %w", config.Shards.Cluster, err), x.release())
+	}
+	x.background.Go(x.keepState)
+	return x, nil
+}
+
+// open lets requests in through router.
+func (x *Exchange) open(ex *core.Exchange, router *core.Router) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.cause != nil {
+		return x.cause
+	}
+	x.router = router
+	router.Start(ex)
+	return nil
+}
+
+// release ends everything that was started.
+func (x *Exchange) release() error {
+	x.end()
+	x.background.Wait()
+	var err error
+	if x.outbox != nil {
+		err = x.outbox.Close()
+	}
+	return errors.Join(err, x.client.Close())
 }
 
 // Router takes requests from any number of goroutines: orders, accounts, money,
-// control and queries. It must not be closed; Close does that. Once the exchange
-// stops it answers with risk.Unavailable.
+// control and queries. Its Start and Close are not for callers; Close of the
+// Exchange does that. Once the exchange stops it answers with risk.Unavailable.
 func (x *Exchange) Router() *core.Router { return x.router }
+
+// Fanout returns what local subscribers subscribe to, also while and after the
+// exchange stops.
+func (x *Exchange) Fanout() *gateway.Fanout { return x.gateway.Load().Fanout() }
 
 // Client returns the client of the storage nodes, for reading.
 func (x *Exchange) Client() *client.Client { return x.client }
@@ -64,15 +125,21 @@ func (x *Exchange) Config() Config { return x.config }
 func (x *Exchange) Recovery() Recovery { return x.recovery }
 
 // WaitDurable returns when the record of that number in the instrument's stream
-// is on disk on a quorum of its shard, with ctx's error before that, or with the
-// exchange's when it has ended.
+// is on disk on a quorum of its shard, with ctx's error before that, or with
+// subscriber.ErrStopped when the exchange ends.
 func (x *Exchange) WaitDurable(ctx context.Context, instrument record.Symbol, seq uint64) error {
-	return errors.ErrUnsupported
+	return x.subscriber.WaitDurable(ctx, instrument, seq)
+}
+
+// OnDurable calls done once, when WaitDurable would return. The call must not
+// block. Each one that is outstanding takes memory; the caller bounds them.
+func (x *Exchange) OnDurable(instrument record.Symbol, seq uint64, done func(error)) {
+	x.subscriber.OnDurable(instrument, seq, done)
 }
 
 // WaitDrained returns when everything that is published at the time of the call
 // is on disk on a quorum of its shard.
-func (x *Exchange) WaitDrained(ctx context.Context) error { return errors.ErrUnsupported }
+func (x *Exchange) WaitDrained(ctx context.Context) error { return x.subscriber.WaitDrained(ctx) }
 
 // State returns books, accounts, positions and numbering. Orders wait meanwhile.
 // It returns ErrClosed once the exchange has ended.
@@ -84,56 +151,154 @@ func (x *Exchange) State() (core.State, error) {
 	return s, nil
 }
 
+// Collector returns the subscriber's Prometheus metrics.
+func (x *Exchange) Collector() prometheus.Collector { return x.subscriber.Collector() }
+
 // Failed is closed when the exchange can not go on, such as when another one has
 // taken over its streams or a store diverges; Err then says why, and the caller
-// calls Close. It takes no orders from then on.
+// calls Close. It takes no requests from then on.
 func (x *Exchange) Failed() <-chan struct{} { return x.failed }
 
 // Err returns why Failed was closed, nil if it was not.
 func (x *Exchange) Err() error {
-	select {
-	case <-x.failed:
-		return x.cause
-	default:
-		return nil
-	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.cause
 }
 
-// Close stops taking requests, waits up to Config.CloseWait for the delivery of
-// what the outbox holds, notes the state, and ends. It returns the last state
-// and whether everything was delivered.
-func (x *Exchange) Close(ctx context.Context) (Closed, error) { return Closed{}, errors.ErrUnsupported }
+// laneStopped takes the error with which a shard's lane stopped for good. To
+// trade on would fill the outbox with what can never be delivered.
+func (x *Exchange) laneStopped(_ string, err error) {
+	if errors.Is(err, subscriber.ErrDiverged) || errors.Is(err, subscriber.ErrMissing) {
+		err = fmt.Errorf("%w: %w", ErrDiverged, err)
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.cause != nil {
+		return
+	}
+	x.cause = err
+	x.config.Log.Error("the exchange stops", "error", err)
+	if x.router != nil {
+		x.router.Close()
+	}
+	close(x.failed)
+}
+
+// lost returns how many records the policy Drop has cost.
+func (x *Exchange) lost() uint64 {
+	if gw := x.gateway.Load(); gw != nil {
+		return gw.Stats().Dropped
+	}
+	return 0
+}
 
 // Closed says how an exchange ended.
 type Closed struct {
-	State   core.State
-	Global  uint64 // of the last record
-	Drained bool   // everything is on disk on a quorum; else it waits in the outbox
+	State   core.State // the last one, empty when Failed was closed
+	Drained bool       // everything is on disk on a quorum; else it waits in the outbox
 }
 
-// Recovery says how an exchange got its state.
-type Recovery struct {
-	Outbox       outbox.RecoveryReport
-	FromOutbox   bool   // the stores were not read
-	Drained      bool   // nothing waited for delivery when the replay began
-	Records      uint64 // replayed
-	Global       uint64 // of the last record, after new terms were recorded
-	Delivered    uint64 // records delivered before the replay
-	StateChecked bool   // the replay passed the state file's state
-	Listed       int    // instruments listed, or listed with changed terms
-	DrainTook    time.Duration
-	ReplayTook   time.Duration
+// Close stops taking requests, waits up to Config.CloseWait for the delivery of
+// what the outbox holds, notes the state, and ends.
+func (x *Exchange) Close() (Closed, error) {
+	x.closing.Do(func() { x.closed, x.closeEr = x.close() })
+	return x.closed, x.closeEr
+}
+
+func (x *Exchange) close() (out Closed, err error) {
+	ex := x.router.Close()
+	ctx, cancel := context.WithTimeout(x.alive, x.config.CloseWait)
+	defer cancel()
+	stop := x.report(ctx, func() Progress {
+		return Progress{Phase: PhaseDrain, Done: x.subscriber.Stats().Cursor, Total: x.outbox.Published()}
+	})
+	out.Drained = x.subscriber.WaitDrained(ctx) == nil
+	stop()
+	x.end()
+	x.background.Wait()
+	if ex != nil {
+		out.State = ex.State()
+		err = x.note(out.State)
+	}
+	return out, errors.Join(err, x.release())
 }
 
 // Stats are the exchange's numbers at one time.
 type Stats struct {
-	Core   core.Totals
-	Outbox outbox.Stats
-	// Delivered is the highest global up to which everything is durable on a
-	// quorum.
-	Delivered uint64
-	// Subscriber subscriber.Stats
+	Core       core.Totals
+	Outbox     outbox.Stats
+	Subscriber subscriber.Stats   // of all lanes together
+	Lanes      []subscriber.Stats // by shard, in the order of the shard map
 }
 
 // Stats reads the numbers; it is meant for a metrics scrape or a progress line.
-func (x *Exchange) Stats() Stats { return Stats{} }
+func (x *Exchange) Stats() Stats {
+	return Stats{
+		Core: x.router.Totals(), Outbox: x.outbox.Stats(),
+		Subscriber: x.subscriber.Stats(), Lanes: x.subscriber.Lanes(),
+	}
+}
+
+// note writes the state file. Records that were dropped are in the state, but
+// will not be in a replay: then none is known.
+func (x *Exchange) note(s core.State) error {
+	x.known.Global, x.known.Hash = s.Global, s.Hash()
+	if x.lost() > 0 {
+		x.known.Global, x.known.Hash = 0, ""
+	}
+	x.known.Time = time.Now().UTC()
+	return x.known.store()
+}
+
+// stateShare is the part of the time that taking states may cost: one in this many.
+const stateShare = 1000
+
+// keepState notes the state from time to time.
+func (x *Exchange) keepState() {
+	pause := x.config.StateEvery
+	for pause > 0 {
+		timer := time.NewTimer(pause)
+		select {
+		case <-x.alive.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		began := time.Now()
+		s, ok := x.router.State()
+		if !ok {
+			return
+		}
+		pause = max(x.config.StateEvery, stateShare*time.Since(began))
+		if err := x.note(s); err != nil {
+			x.config.Log.Warn("the state was not noted", "error", err)
+		}
+	}
+}
+
+const progressEvery = 100 * time.Millisecond
+
+// report tells the caller's Progress what now returns, until stop is called or
+// ctx ends.
+func (x *Exchange) report(ctx context.Context, now func() Progress) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(progressEvery)
+		defer tick.Stop()
+		for {
+			x.config.Progress(now())
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}

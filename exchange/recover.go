@@ -1,0 +1,375 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/countinghouse/countinghouse/exchange/core"
+	"github.com/countinghouse/countinghouse/exchange/gateway"
+	"github.com/countinghouse/countinghouse/exchange/order"
+	"github.com/countinghouse/countinghouse/exchange/outbox"
+	"github.com/countinghouse/countinghouse/exchange/rebuild"
+	"github.com/countinghouse/countinghouse/exchange/subscriber"
+	"github.com/countinghouse/countinghouse/record"
+	"github.com/countinghouse/countinghouse/storagenode/client"
+)
+
+// Recovery says how an exchange got its state.
+type Recovery struct {
+	Outbox       outbox.RecoveryReport
+	FromOutbox   bool   // the stores were not read
+	Drained      bool   // nothing waited for delivery when the replay began
+	Records      uint64 // replayed
+	Global       uint64 // of the last record, after new terms were recorded
+	Delivered    uint64 // records delivered before the replay
+	StateChecked bool   // the replay passed the state file's state
+	Listed       int    // instruments listed, or listed with changed terms
+	DrainTook    time.Duration
+	ReplayTook   time.Duration
+}
+
+// recovery carries an Exchange from its configuration to its first order; the
+// package's documentation says how.
+type recovery struct {
+	*Exchange
+	history *history
+	stored  ends // nil when the stores are not read
+	latest  int64
+}
+
+func (r *recovery) run(ctx context.Context) (err error) {
+	if err := r.openOutbox(0); err != nil {
+		return err
+	}
+	defer func() {
+		if r.history != nil {
+			err = errors.Join(err, r.history.close())
+		}
+	}()
+	if err := r.askStores(ctx); err != nil {
+		return err
+	}
+	if err := r.align(); err != nil {
+		return err
+	}
+	if r.stored != nil {
+		if err := r.compare(ctx); err != nil {
+			return err
+		}
+	}
+	if err := r.startSubscriber(); err != nil {
+		return err
+	}
+	if err := r.drain(ctx); err != nil {
+		return err
+	}
+	b, err := r.replay(ctx)
+	if err != nil {
+		return err
+	}
+	return r.enter(b)
+}
+
+// openOutbox opens the outbox as its only writer, and its records.
+func (r *recovery) openOutbox(startGlobal uint64) error {
+	c := &r.config
+	w, err := outbox.Open(c.OutboxDir, outbox.Options{
+		Cluster: c.Shards.Cluster, SegmentRecords: c.SegmentRecords, QuotaBytes: c.QuotaBytes,
+		AheadSegments: aheadSegments, HeadroomRecords: -1, // the gateway keeps one
+		StartGlobal: startGlobal, Cursors: subscriber.CursorNames(c.Shards),
+	})
+	if err != nil {
+		return err
+	}
+	r.outbox = w
+	report := w.Recovery()
+	if startGlobal == 0 {
+		r.recovery.Outbox = report
+		r.known.NeedsStores = r.known.NeedsStores || report.BootChanged && !report.Fresh
+	}
+	if r.known.NeedsStores {
+		if err := r.known.store(); err != nil {
+			return err
+		}
+	}
+	r.history, err = openHistory(c.OutboxDir, c.Shards)
+	return err
+}
+
+// empty reports whether the outbox never held a record.
+func (r *recovery) empty() bool { return r.outbox.Published() == 0 }
+
+// storesNeeded returns why the start is not possible without the stores, "" if
+// it is.
+func (r *recovery) storesNeeded() string {
+	switch {
+	case r.known.NeedsStores:
+		return "the machine went down since the outbox was last in order, and only the stores know what it lost"
+	case r.empty() && !r.config.Init:
+		return "the outbox is empty; if this is the cluster's first start and nothing is stored, declare it with Init (--init)"
+	case !r.history.complete():
+		return fmt.Sprintf("the outbox holds no records before %d any more", r.history.reader.Cursor()+1)
+	}
+	return ""
+}
+
+// askStores learns what the streams end with.
+func (r *recovery) askStores(ctx context.Context) error {
+	needed := r.storesNeeded()
+	wait := r.config.StorageWait
+	if needed == "" {
+		wait = r.config.DrainWait
+	}
+	asking, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	stop := r.report(asking, func() Progress { return Progress{Phase: PhaseStores} })
+	stored, err := readEnds(asking, r.client, func(string) client.Replica { return client.Replica{} })
+	stop()
+	switch {
+	case err == nil:
+		r.stored = stored
+	case ctx.Err() != nil:
+		return err
+	case asking.Err() == nil && !errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("%w: %w", ErrStores, err)
+	case needed != "":
+		return fmt.Errorf("%w, and this start needs them: %s; waited %v: %w", ErrStores, needed, wait, err)
+	default:
+		r.config.Log.Warn("starting without the stores", "waited", wait, "error", err)
+	}
+	return nil
+}
+
+// align decides where the outbox goes on when the stores hold more than it.
+func (r *recovery) align() error {
+	own, stored := r.outbox.Published(), r.stored.global()
+	switch {
+	case stored <= own:
+		return nil
+	case r.empty() && r.config.Init:
+		return fmt.Errorf("%w: Init declares a first start, but the stores hold records up to global %d: start without Init (--init) to go on from there",
+			ErrDiverged, stored)
+	case !r.empty() && !r.known.NeedsStores:
+		return fmt.Errorf("%w: the stores hold records up to global %d, the outbox ends with %d although the machine did not go down: "+
+			"another exchange has written since; move %s away to go on from the stores", ErrDiverged, stored, own, r.config.OutboxDir)
+	}
+	r.config.Log.Warn("the outbox goes on after what is stored", "outbox", own, "stored", stored)
+	if err := errors.Join(r.history.close(), r.outbox.Close()); err != nil {
+		return err
+	}
+	r.history, r.outbox = nil, nil
+	return r.openOutbox(stored)
+}
+
+func (r *recovery) compare(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, r.config.StorageWait)
+	defer cancel()
+	stop := r.report(ctx, func() Progress { return Progress{Phase: PhaseCompare} })
+	defer stop()
+	err := r.history.compare(ctx, r.client, r.stored)
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", ErrStores, err)
+	}
+	return err
+}
+
+// startSubscriber starts to deliver, with an incarnation above all before it.
+func (r *recovery) startSubscriber() error {
+	incarnation := max(r.outbox.Incarnation(), r.known.Incarnation+1, r.stored.incarnation()+1)
+	r.known.Incarnation = incarnation
+	if err := r.known.store(); err != nil {
+		return err
+	}
+	d := r.config.Delivery
+	s, err := subscriber.New(subscriber.Config{
+		OutboxDir: r.config.OutboxDir, Incarnation: incarnation, Shards: r.config.Shards,
+		Storage: subscriber.FromClient(r.client), Lost: r.lost, OnStop: r.laneStopped,
+		Options: subscriber.Options{BatchRecords: d.BatchRecords, Linger: d.Linger, Window: d.WindowBatches},
+	})
+	if err != nil {
+		return err
+	}
+	r.subscriber = s
+	r.background.Go(func() { _ = s.Run(r.alive) }) // OnStop has told its errors
+	return nil
+}
+
+// drain lets the subscriber deliver what the outbox holds.
+func (r *recovery) drain(ctx context.Context) error {
+	began, from := time.Now(), r.subscriber.Stats().Persisted
+	defer func() {
+		r.recovery.DrainTook = time.Since(began)
+		r.recovery.Delivered = r.subscriber.Stats().Persisted - from
+	}()
+	if r.stored == nil {
+		return nil
+	}
+	waiting, cancel := context.WithTimeout(ctx, r.config.DrainWait)
+	defer cancel()
+	stop := r.report(waiting, func() Progress {
+		s := r.subscriber.Stats()
+		return Progress{Phase: PhaseDrain, Done: s.Cursor, Total: r.outbox.Published()}
+	})
+	err := r.subscriber.WaitDrained(waiting)
+	stop()
+	switch {
+	case err == nil:
+		r.recovery.Drained = true
+	case r.Err() != nil:
+		return r.Err()
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case waiting.Err() != nil:
+		r.config.Log.Warn("not everything is delivered yet", "waited", r.config.DrainWait, "lag", r.subscriber.Stats().LagRecords)
+	default:
+		return err
+	}
+	return nil
+}
+
+// replay rebuilds the exchange up to where the outbox ends.
+func (r *recovery) replay(ctx context.Context) (*rebuild.Rebuilder, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// Reading is repeated while a shard elects a leader, but not for ever.
+	watchdog := time.AfterFunc(r.config.StorageWait, func() {
+		cancel(fmt.Errorf("%w: no record came for %v", ErrStores, r.config.StorageWait))
+	})
+	defer watchdog.Stop()
+	began := time.Now()
+	told := began
+	run := replay{ctx: ctx, total: r.outbox.Published(), known: r.known, progress: func(done, total uint64) {
+		watchdog.Reset(r.config.StorageWait)
+		if time.Since(told) >= progressEvery {
+			told = time.Now()
+			r.config.Progress(Progress{Phase: PhaseReplay, Done: done, Total: total})
+		}
+	}}
+	src, err := r.sources(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer src.close()
+	b, err := run.run(src)
+	if err != nil && context.Cause(ctx) != nil {
+		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	if err != nil {
+		return nil, diverged(err)
+	}
+	r.latest = run.latest
+	r.recovery.Records, r.recovery.ReplayTook = b.Records(), time.Since(began)
+	return b, r.checkEnd(b.Global())
+}
+
+// sources returns the stored streams with what is not delivered yet, or the
+// outbox alone.
+func (r *recovery) sources(ctx context.Context) (*streams, error) {
+	if r.stored == nil {
+		r.recovery.FromOutbox = true
+		own, err := r.history.records(0, nil)
+		return openStreams(ctx, r.client, nil, own), err
+	}
+	cursors, err := r.history.delivered(r.config.Shards)
+	if err != nil {
+		return nil, err
+	}
+	own, err := r.history.undelivered(cursors)
+	if err != nil {
+		return nil, err
+	}
+	// Asked after the cursors were read: what they have passed is among it.
+	r.stored, err = readEnds(ctx, r.client, func(string) client.Replica { return client.Replica{} })
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrStores, err)
+	}
+	return openStreams(ctx, r.client, r.stored.all(), own), nil
+}
+
+// diverged marks the errors of a replay that say that the records are not one
+// whole history.
+func diverged(err error) error {
+	for _, target := range []error{rebuild.ErrGap, rebuild.ErrDoubled, rebuild.ErrTorn, core.ErrReplay, record.ErrCorrupt} {
+		if errors.Is(err, target) && !errors.Is(err, ErrDiverged) {
+			return fmt.Errorf("%w: %w", ErrDiverged, err)
+		}
+	}
+	return err
+}
+
+// checkEnd reports a replay that ended elsewhere than the outbox or before the
+// last known state.
+func (r *recovery) checkEnd(global uint64) error {
+	if err := r.known.reached(global); err != nil {
+		return err
+	}
+	r.recovery.StateChecked = r.known.checked
+	if published := r.outbox.Published(); global != published {
+		return fmt.Errorf("%w: the records end with global %d, the outbox with %d", ErrDiverged, global, published)
+	}
+	return nil
+}
+
+// enter starts the exchange that was rebuilt.
+func (r *recovery) enter(b *rebuild.Rebuilder) error {
+	gw := gateway.New(r.outbox, gateway.Options{Policy: r.config.Policy, HeadroomRecords: r.config.HeadroomRecords})
+	r.gateway.Store(gw)
+	ex, err := b.Exchange(gw)
+	if err != nil {
+		return err
+	}
+	clock := r.clock(r.latest)
+	if r.recovery.Listed, err = list(ex, clock, r.config.Instruments.Instruments); err != nil {
+		return err
+	}
+	r.recovery.Global = r.outbox.Published()
+	if r.stored != nil {
+		r.known.NeedsStores = false
+	}
+	return r.open(ex, core.NewRouter(clock))
+}
+
+// clock returns the exchange's clock; it does not go back behind what is recorded.
+func (r *recovery) clock(latest int64) func() int64 {
+	now := r.config.Clock
+	return func() int64 { return max(now(), latest) }
+}
+
+// list lists what is not listed, and records changed terms; it returns how many.
+func list(ex *core.Exchange, clock func() int64, wanted []order.Instrument) (int, error) {
+	var changed []order.Instrument
+	for _, want := range wanted {
+		have, listed := ex.Instrument(want.Symbol)
+		if listed {
+			var err error
+			if want, err = reconcile(&have, want); err != nil {
+				return 0, err
+			}
+		}
+		if !listed || want != have.Terms {
+			changed = append(changed, want)
+		}
+	}
+	for _, terms := range changed {
+		if _, err := ex.ListInstrument(clock(), terms); err != nil {
+			return 0, fmt.Errorf("list instrument %s: %w", terms.Symbol, err)
+		}
+	}
+	return len(changed), nil
+}
+
+// reconcile returns the terms that a listed instrument shall have. Its tick is
+// for ever; its limits follow from the last settlement once there was one.
+func reconcile(have *core.InstrumentView, want order.Instrument) (order.Instrument, error) {
+	t := &have.Terms
+	if t.TickSize != want.TickSize || t.Decimals != want.Decimals || t.TickValue != want.TickValue {
+		return want, fmt.Errorf("instrument %s: %w: tick %s worth %d minor units, not %s worth %d; list the changed contract under another name",
+			want.Symbol, ErrTerms, t.FormatPrice(1), t.TickValue, want.FormatPrice(1), want.TickValue)
+	}
+	if have.Settlement != 0 {
+		want.LowerLimit, want.UpperLimit = t.LowerLimit, t.UpperLimit
+	}
+	return want, nil
+}

@@ -1,0 +1,122 @@
+package exchange
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/countinghouse/countinghouse/exchange/rebuild"
+)
+
+// knownState is what the state file holds: JSON, so that an operator can read it.
+type knownState struct {
+	Format  int    `json:"format"` // 1
+	Cluster string `json:"cluster"`
+	// Global and Hash are the last known state; Global 0 means none is known.
+	Global uint64    `json:"global"`
+	Hash   string    `json:"hash"`
+	Time   time.Time `json:"time"`
+	// Incarnation is the one that the subscriber used last.
+	Incarnation uint64 `json:"incarnation"`
+	// NeedsStores is set from the first start after the machine went down until
+	// one has compared outbox and stores: what the outbox lost only they know.
+	NeedsStores bool `json:"needs_stores,omitempty"`
+
+	path    string
+	checked bool
+}
+
+const stateFormat = 1
+
+// statePath returns the state file that belongs to an outbox.
+func statePath(outboxDir string) string { return outboxDir + ".state" }
+
+// loadState reads the state file; a missing one is a state that is not known.
+func loadState(outboxDir, cluster string) (*knownState, error) {
+	s := &knownState{Format: stateFormat, Cluster: cluster, path: statePath(outboxDir)}
+	b, err := os.ReadFile(s.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("state file: %w", err)
+	}
+	read := knownState{path: s.path}
+	if err := json.Unmarshal(b, &read); err != nil {
+		return nil, fmt.Errorf("state file %s: %w; remove it to start without the comparison", s.path, err)
+	}
+	switch {
+	case read.Format != stateFormat:
+		return nil, fmt.Errorf("state file %s: format %d; this build reads %d", s.path, read.Format, stateFormat)
+	case read.Cluster != cluster:
+		return nil, fmt.Errorf("state file %s: belongs to cluster %q, this is %q: name another outbox directory", s.path, read.Cluster, cluster)
+	}
+	return &read, nil
+}
+
+// store replaces the state file: either the old or the new one is there, whole,
+// at any instant.
+func (s *knownState) store() error {
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	temporary := s.path + ".tmp"
+	if err := writeSynced(temporary, append(b, '\n')); err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	if err := os.Rename(temporary, s.path); err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	return syncDir(filepath.Dir(s.path))
+}
+
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	if _, err = f.Write(b); err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil {
+		return fmt.Errorf("state file: sync %s: %w", dir, err)
+	}
+	return nil
+}
+
+// compare checks the replay, which stands at Global, against the known state.
+func (s *knownState) compare(b *rebuild.Rebuilder) error {
+	if b.Global() != s.Global {
+		return fmt.Errorf("%w: %s notes a state after record %d, which does not end a transaction", ErrDiverged, s.path, s.Global)
+	}
+	if hash := b.State().Hash(); hash != s.Hash {
+		return fmt.Errorf("%w: the replay of records 1 to %d leads to state %.16s…, but %s notes %.16s… of %s",
+			ErrDiverged, s.Global, hash, s.path, s.Hash, s.Time.Format(time.RFC3339))
+	}
+	s.checked = true
+	return nil
+}
+
+// reached reports whether a replay that ended at global came as far as the known
+// state.
+func (s *knownState) reached(global uint64) error {
+	if global >= s.Global {
+		return nil
+	}
+	return fmt.Errorf("%w: %s knows the state after record %d, but the records end with %d: %d are lost; "+
+		"if that is so and must be accepted, remove the file", ErrDiverged, s.path, s.Global, global, s.Global-global)
+}
