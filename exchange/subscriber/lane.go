@@ -44,14 +44,14 @@ type lane struct {
 
 	session uint32
 	batcher batcher
-	link    *link  // nil until the first batch of a session
-	seen    uint64 // highest global ever read
+	link    *link         // nil until the first batch of a session
+	seen    uint64        // highest global ever read
 	held    atomic.Uint64 // lowest global of an unowned instrument, 0 for none
 
 	cursor  watermark
 	holding watermark // 1 once held is set
-	stats  laneStats
-	state  atomic.Int32
+	stats   laneStats
+	state   atomic.Int32
 }
 
 // readMax is how many records a lane looks at between two looks at its answers.
