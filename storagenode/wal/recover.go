@@ -49,8 +49,12 @@ func (w *WAL) tidy(v *survey) error {
 	return nil
 }
 
-// begin starts a log that was never written to.
+// begin starts a log that was never written to. Its directory may be as fresh:
+// its own name is made durable, too.
 func (w *WAL) begin() error {
+	if err := w.syncNames(w.fs.PathDir(w.dir)); err != nil {
+		return err
+	}
 	w.recycler.request(1)
 	s, err := w.recycler.next()
 	if err != nil {

@@ -101,16 +101,20 @@ func (r *recycler) poke() {
 	}
 }
 
-// next returns the segment asked for, and waits for it if need be. After an
-// error the same id is asked for again, so that a later call may succeed.
+// next returns the segment asked for, and waits for it if need be. When the
+// preparation failed ahead of the call it is tried again; when that fails, too,
+// the same id is asked for once more, so that a later call may succeed.
 func (r *recycler) next() (*segment, error) {
-	var p prepared
 	select {
-	case p = <-r.result:
+	case p := <-r.result:
+		if p.err == nil {
+			return p.segment, nil
+		}
+		r.request(p.id)
 	default:
-		r.w.metrics.prepareWaits.Inc()
-		p = <-r.result
 	}
+	r.w.metrics.prepareWaits.Inc()
+	p := <-r.result
 	if p.err != nil {
 		r.request(p.id)
 	}
@@ -284,15 +288,17 @@ func (r *recycler) name(s *segment) error {
 	return r.w.syncDir()
 }
 
-// syncDir makes the directory's names durable.
-func (w *WAL) syncDir() error {
-	d, err := w.fs.OpenDir(w.dir)
+// syncDir makes the names in the log's directory durable.
+func (w *WAL) syncDir() error { return w.syncNames(w.dir) }
+
+func (w *WAL) syncNames(dir string) error {
+	d, err := w.fs.OpenDir(dir)
 	if err != nil {
-		return fmt.Errorf("wal: open directory %s: %w", w.dir, err)
+		return fmt.Errorf("wal: open directory %s: %w", dir, err)
 	}
 	defer d.Close()
 	if err := d.Sync(); err != nil {
-		return w.fail("fsync of the directory", w.dir, err)
+		return w.fail("fsync of the directory", dir, err)
 	}
 	return nil
 }
