@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 
 	"github.com/countinghouse/countinghouse/exchange/core"
 	"github.com/countinghouse/countinghouse/exchange/gateway"
@@ -58,14 +57,14 @@ func (s *Slice) Next() (*record.Record, error) {
 type Rebuilder struct {
 	replay  *core.Replayer
 	global  uint64 // of the last record taken
-	seqs    map[record.Symbol]uint64
+	seqs    map[record.Symbol]*uint64
 	pending []record.Record // the running transaction
 	applied uint64
 }
 
 // New returns a rebuilder that expects the record with Global 1.
 func New() *Rebuilder {
-	return &Rebuilder{replay: core.NewReplayer(), seqs: make(map[record.Symbol]uint64)}
+	return &Rebuilder{replay: core.NewReplayer(), seqs: make(map[record.Symbol]*uint64)}
 }
 
 // Run rebuilds an exchange from src. On ErrTorn the rebuilder stands at the last
@@ -92,11 +91,17 @@ func Run(ctx context.Context, src Source) (*Rebuilder, error) {
 // Add takes the next record. Errors wrap ErrGap, ErrDoubled, record.ErrVersion,
 // record.ErrCorrupt or core.ErrReplay, and name the record.
 func (b *Rebuilder) Add(r *record.Record) error {
-	if err := b.check(r); err != nil {
+	seq := b.seqs[r.Instrument]
+	if seq == nil {
+		seq = new(uint64)
+	}
+	if err := b.check(r, *seq); err != nil {
 		return fmt.Errorf("rebuild: %w", err)
 	}
-	b.global = r.Global
-	b.seqs[r.Instrument] = r.Seq
+	if r.Seq == 1 {
+		b.seqs[r.Instrument] = seq
+	}
+	b.global, *seq = r.Global, r.Seq
 	if len(b.pending) == 0 && r.Flags&record.FlagLast != 0 {
 		return b.apply(r)
 	}
@@ -113,16 +118,16 @@ func (b *Rebuilder) Add(r *record.Record) error {
 	return nil
 }
 
-// check reports why r cannot be the next record.
-func (b *Rebuilder) check(r *record.Record) error {
+// check reports why r cannot be the next record, where last is the last of its stream.
+func (b *Rebuilder) check(r *record.Record, last uint64) error {
 	if err := r.Check(); err != nil {
 		return err
 	}
 	if err := follows(r.Global, b.global); err != nil {
 		return fmt.Errorf("%s seq %d: global %d after %d: %w", r.Instrument, r.Seq, r.Global, b.global, err)
 	}
-	if err := follows(r.Seq, b.seqs[r.Instrument]); err != nil {
-		return fmt.Errorf("%s: seq %d after %d (global %d): %w", r.Instrument, r.Seq, b.seqs[r.Instrument], r.Global, err)
+	if err := follows(r.Seq, last); err != nil {
+		return fmt.Errorf("%s: seq %d after %d (global %d): %w", r.Instrument, r.Seq, last, r.Global, err)
 	}
 	return nil
 }
@@ -166,7 +171,13 @@ func (b *Rebuilder) State() core.State { return b.replay.State() }
 func (b *Rebuilder) Records() uint64 { return b.applied }
 
 // LastSeqs returns the last sequence number of every stream, of what was taken.
-func (b *Rebuilder) LastSeqs() map[record.Symbol]uint64 { return maps.Clone(b.seqs) }
+func (b *Rebuilder) LastSeqs() map[record.Symbol]uint64 {
+	last := make(map[record.Symbol]uint64, len(b.seqs))
+	for in, seq := range b.seqs {
+		last[in] = *seq
+	}
+	return last
+}
 
 // Exchange returns the exchange, which goes on writing through gw; the sink of
 // gw must have published exactly what was applied. The rebuilder is used up.
