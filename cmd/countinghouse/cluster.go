@@ -1,10 +1,8 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -14,9 +12,6 @@ import (
 	"github.com/countinghouse/countinghouse/storagenode/client"
 )
 
-// mapFileName is the shard map's name in a cluster's data directory.
-const mapFileName = "shards.yaml"
-
 // nodeCommand returns the command line that runs this program as a storage node.
 func nodeCommand() ([]string, error) {
 	self, err := os.Executable()
@@ -24,32 +19,6 @@ func nodeCommand() ([]string, error) {
 		return nil, fmt.Errorf("find the program's own file to start storage nodes: %w", err)
 	}
 	return []string{self, "node"}, nil
-}
-
-// clusterMap returns the shard map of a local cluster.
-func clusterMap(name string, shards []localcluster.Shard, c *localcluster.Cluster) *client.Map {
-	m := &client.Map{Cluster: name}
-	for _, s := range shards {
-		shard := client.Shard{Name: s.Name, Instruments: s.Instruments}
-		for _, member := range c.Of(s.Name) {
-			shard.Members = append(shard.Members, client.Member{ID: member.ID, Address: member.Address})
-		}
-		m.Shards = append(m.Shards, shard)
-	}
-	return m
-}
-
-// writeMap writes the shard map into dir and returns the file's name.
-func writeMap(dir string, m *client.Map) (string, error) {
-	b, err := m.YAML()
-	if err != nil {
-		return "", fmt.Errorf("shard map: %w", err)
-	}
-	path := filepath.Join(dir, mapFileName)
-	if err := os.WriteFile(path, b, 0o644); err != nil {
-		return "", fmt.Errorf("shard map: %w", err)
-	}
-	return path, nil
 }
 
 // spread deals the instruments out to n shards; the account stream goes to the
@@ -118,15 +87,14 @@ func (s *settings) clusterUp(cmd *cobra.Command, dir, name string, layout []loca
 		return err
 	}
 	defer c.Stop()
-	m := clusterMap(name, layout, c)
-	path, err := writeMap(dir, m)
+	path, err := c.WriteMap()
 	if err != nil {
 		return err
 	}
-	if err := awaitLeaders(cmd.Context(), m); err != nil {
+	if err := c.AwaitLeaders(cmd.Context()); err != nil {
 		return err
 	}
-	p := s.printer(cmd)
+	m, p := c.Map(), s.printer(cmd)
 	if s.format == output.JSON {
 		if err := p.JSON(map[string]any{"shard_map": path, "shards": m.Shards}); err != nil {
 			return err
@@ -150,21 +118,4 @@ func printCluster(p *output.Printer, path string, m *client.Map) {
 	p.Line("\nshard map: %s", path)
 	p.Line("try:  countinghouse stats --shards %s", path)
 	p.Line("Ctrl-C stops the nodes; the data stays.")
-}
-
-// awaitLeaders waits until every shard has a leader.
-func awaitLeaders(ctx context.Context, m *client.Map) error {
-	ctx, cancel := context.WithTimeout(ctx, defaultTimeout*3)
-	defer cancel()
-	c, err := client.New(m, client.Options{})
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	for _, s := range m.Shards {
-		if _, err := c.Leader(ctx, s.Name); err != nil {
-			return fmt.Errorf("no leader in shard %s: %w", s.Name, err)
-		}
-	}
-	return nil
 }

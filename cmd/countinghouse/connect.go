@@ -22,12 +22,17 @@ type target struct {
 }
 
 func (t *target) bind(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&t.shards, "shards", "", "shard map `file` (YAML); \"cluster up\" and \"demo --data-dir\" write one")
-	cmd.Flags().StringVar(&t.replica, "replica", "", "read from the member with this `id`, which may be behind, instead of the leader")
-	cmd.Flags().Var(&t.timeout, "timeout", "give up after this `time`, such as 10s, when a shard does not answer")
+	t.bindOptional(cmd)
 	if err := cmd.MarkFlagRequired("shards"); err != nil {
 		cobra.CheckErr(err)
 	}
+}
+
+// bindOptional is bind for a command that can do without a cluster.
+func (t *target) bindOptional(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&t.shards, "shards", "", "shard map `file` (YAML); \"cluster up\" and \"demo --data-dir\" write one")
+	cmd.Flags().StringVar(&t.replica, "replica", "", "read from the member with this `id`, which may be behind, instead of the leader")
+	cmd.Flags().Var(&t.timeout, "timeout", "give up after this `time`, such as 10s, when a shard does not answer")
 }
 
 // connect opens the cluster that the flags name.

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/countinghouse/countinghouse/cmd/countinghouse/output"
+	"github.com/countinghouse/countinghouse/storagenode/node"
 	"github.com/countinghouse/countinghouse/version"
 )
 
@@ -72,6 +73,14 @@ func newRoot() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.PersistentFlags().VarP(&s.format, "output", "o", `"table" for people, "json" for machines`)
-	root.AddCommand(newScan(s), newGet(s), newTail(s), newStats(s), newCluster(s))
+	root.AddCommand(newScan(s), newGet(s), newTail(s), newStats(s), newVerify(s), newCluster(s), newNode())
 	return root
+}
+
+// newNode returns the command by which this program runs itself as a storage
+// node of a local cluster.
+func newNode() *cobra.Command {
+	cmd := node.Command()
+	cmd.Use, cmd.Hidden = "node", true
+	return cmd
 }
