@@ -16,6 +16,7 @@ import (
 	"go.etcd.io/bbolt"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/countinghouse/countinghouse/storagenode/stablestore"
 	"github.com/countinghouse/countinghouse/storagenode/store"
 	"github.com/countinghouse/countinghouse/storagenode/wal"
 )
@@ -137,7 +138,7 @@ func (r *Replica) fatal(err error) {
 func (r *Replica) path(name string) string { return r.cfg.FS.PathJoin(r.cfg.DataDir, name) }
 
 func (r *Replica) openLogs() error {
-	stable, err := openBolt(r.path(stableFile))
+	stable, err := stablestore.Open(filepath.Clean(r.path(stableFile)))
 	if err != nil {
 		return err
 	}

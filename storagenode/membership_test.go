@@ -1,0 +1,182 @@
+package storagenode_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/countinghouse/countinghouse/storagenode/refusal"
+	"github.com/countinghouse/countinghouse/storagenode/replica"
+	"github.com/countinghouse/countinghouse/storagenode/storagepb"
+)
+
+func status(t *testing.T, m *member) *storagepb.StatusResponse {
+	t.Helper()
+	st, err := m.admin().Status(testContext(t), &storagepb.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+func takeSnapshot(t *testing.T, m *member) *storagepb.SnapshotResponse {
+	t.Helper()
+	r, err := m.admin().Snapshot(testContext(t), &storagepb.SnapshotRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestSnapshotShortensTheLogAndSurvivesRestart(t *testing.T) {
+	for _, logStore := range []replica.LogStore{replica.LogStoreWAL, replica.LogStoreBolt} {
+		t.Run(string(logStore), func(t *testing.T) {
+			c := newCluster(t, 1, func(cfg *replica.Config) { cfg.LogStore = logStore })
+			m := c.leader()
+			last := write(t, m, "A", 1, 5000, 100)
+			snap := takeSnapshot(t, m)
+			st := status(t, m)
+			if st.SnapshotIndex != snap.Index || st.FirstIndex < snap.Index-8 || snap.Bytes < 5000*128 {
+				t.Fatalf("snapshot %+v, status %+v", snap, st)
+			}
+			if again := takeSnapshot(t, m); again.Index < snap.Index {
+				t.Fatalf("a snapshot at %d after one at %d", again.Index, snap.Index)
+			}
+			last += uint64(write(t, m, "A", 2, 300, 100)) - last
+			m.stop()
+			m.restart()
+			c.leader()
+			c.same("A", last)
+			m.stop()
+			m.restart()
+			if got := write(t, c.leader(), "A", 3, 100, 10); got != last+100 {
+				t.Fatalf("last seq %d, want %d", got, last+100)
+			}
+			c.same("A", last+100)
+		})
+	}
+}
+
+func TestLearnerGetsASnapshotAndIsPromoted(t *testing.T) {
+	for _, logStore := range []replica.LogStore{replica.LogStoreWAL, replica.LogStoreBolt} {
+		t.Run(string(logStore), func(t *testing.T) {
+			c := newCluster(t, 3, func(cfg *replica.Config) { cfg.LogStore = logStore })
+			leader := c.leader()
+			write(t, leader, "A", 1, 20000, 500)
+			write(t, leader, "B", 1, 10, 1)
+			takeSnapshot(t, leader)
+			last := write(t, leader, "A", 2, 100, 10)
+			if first := status(t, leader).FirstIndex; first < 10 {
+				t.Fatalf("the log begins at %d: the learner would need no snapshot", first)
+			}
+			learner := c.join("m3")
+			ctx := testContext(t)
+			_, err := leader.admin().Promote(ctx, &storagepb.PromoteRequest{Id: "m3"})
+			wantRefusal(t, err, refusal.ErrNotFound)
+			index := status(t, leader).MembershipIndex
+			_, err = leader.admin().AddLearner(ctx, &storagepb.AddLearnerRequest{Id: "m3", Address: learner.address, PrevIndex: index + 1})
+			wantRefusal(t, err, refusal.ErrInvalid)
+			added, err := leader.admin().AddLearner(ctx, &storagepb.AddLearnerRequest{Id: "m3", Address: learner.address, PrevIndex: index})
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := leader.admin().AddLearner(ctx, &storagepb.AddLearnerRequest{Id: "m3", Address: learner.address})
+			if err != nil || again.MembershipIndex != added.MembershipIndex {
+				t.Fatalf("added twice: %v, %v; want index %d", again, err, added.MembershipIndex)
+			}
+			_, err = leader.admin().AddLearner(ctx, &storagepb.AddLearnerRequest{Id: "m4", Address: learner.address})
+			wantRefusal(t, err, refusal.ErrInvalid)
+			c.same("A", last)
+			c.same("B", 10)
+			eventually(t, "m3 can be promoted", func() bool {
+				_, err := leader.admin().Promote(ctx, &storagepb.PromoteRequest{Id: "m3"})
+				if err != nil {
+					wantRefusal(t, err, refusal.ErrUnavailable)
+				}
+				return err == nil
+			})
+			for _, m := range status(t, leader).Members {
+				if m.Id == "m3" && !m.Voter {
+					t.Error("m3 was promoted, but has no vote")
+				}
+			}
+			learner.stop()
+			last = write(t, leader, "A", 3, 100, 10)
+			learner.restart()
+			c.same("A", last)
+			if snapshots := status(t, learner).SnapshotIndex; snapshots == 0 {
+				t.Error("the learner never got a snapshot")
+			}
+		})
+	}
+}
+
+func TestPromotionWaitsUntilCaughtUp(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	leader := c.leader()
+	ctx := testContext(t)
+	// Nobody listens there.
+	if _, err := leader.admin().AddLearner(ctx, &storagepb.AddLearnerRequest{Id: "gone", Address: "127.0.0.1:1"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := leader.admin().Promote(ctx, &storagepb.PromoteRequest{Id: "gone"})
+	wantRefusal(t, err, refusal.ErrUnavailable)
+	write(t, leader, "A", 1, 10, 1) // the shard has not lost its quorum
+	if _, err := leader.admin().Remove(ctx, &storagepb.RemoveRequest{Id: "gone"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRemovalKeepsTheQuorum(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader, followers := c.leader(), c.followers()
+	ctx := testContext(t)
+	_, err := leader.admin().Remove(ctx, &storagepb.RemoveRequest{Id: leader.id})
+	wantRefusal(t, err, refusal.ErrInvalid)
+	_, err = followers[0].admin().Remove(ctx, &storagepb.RemoveRequest{Id: leader.id})
+	wantRefusal(t, err, refusal.ErrNotLeader)
+	_, err = leader.admin().Remove(ctx, &storagepb.RemoveRequest{Id: "nobody"})
+	wantRefusal(t, err, refusal.ErrNotFound)
+	eventually(t, "restarts are safe", func() bool { return safe(t, leader).Safe && safe(t, followers[0]).Safe })
+	followers[0].stop()
+	eventually(t, "restarts are not safe", func() bool { return !safe(t, leader).Safe && !safe(t, followers[1]).Safe })
+	_, err = leader.admin().Remove(ctx, &storagepb.RemoveRequest{Id: followers[1].id})
+	wantRefusal(t, err, refusal.ErrInvalid)
+	if _, err := leader.admin().Remove(ctx, &storagepb.RemoveRequest{Id: followers[0].id}); err != nil {
+		t.Fatalf("the member that is gone: %v", err)
+	}
+	if got := status(t, leader).Members; len(got) != 2 {
+		t.Fatalf("members %v, want 2", got)
+	}
+	write(t, leader, "A", 1, 100, 10)
+	c.same("A", 100)
+}
+
+func safe(t *testing.T, m *member) *storagepb.SafeToRestartResponse {
+	t.Helper()
+	r, err := m.admin().SafeToRestart(testContext(t), &storagepb.SafeToRestartRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestStatusOfTheMembers(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	write(t, leader, "A", 1, 100, 10)
+	eventually(t, "the followers have all entries", func() bool {
+		st := status(t, leader)
+		if st.State != "leader" || st.LeaderId != leader.id || len(st.Members) != 3 || len(st.Instruments) != 3 || st.Version != "test" {
+			t.Fatalf("status %+v", st)
+		}
+		for _, m := range st.Members {
+			if !m.Voter || m.Leader != (m.Id == leader.id) {
+				t.Fatalf("member %+v", m)
+			}
+			if m.Lag > 0 || m.LastContactMs < 0 || m.LastContactMs > time.Minute.Milliseconds() {
+				return false
+			}
+		}
+		return true
+	})
+}
