@@ -296,7 +296,7 @@ func TestWriterRefuses(t *testing.T) {
 // Every byte of a table, flipped: whatever can still be read is what was
 // written, and what can not be read fails with ErrCorrupt or ErrVersion.
 func TestEveryFlippedByteIsNoticed(t *testing.T) {
-	rs := flow(9, 20)
+	rs := flow(9, 10)
 	eachFS(t, func(t *testing.T, fs vfs.FS, dir string) {
 		path := fs.PathJoin(dir, "a.sst")
 		write(t, fs, dir, "a.sst", rs)
