@@ -5,6 +5,7 @@ import (
 
 	"github.com/countinghouse/countinghouse/exchange/order"
 	"github.com/countinghouse/countinghouse/exchange/risk"
+	"github.com/countinghouse/countinghouse/record"
 )
 
 // maxMarkets bounds the instruments of one exchange.
@@ -28,8 +29,19 @@ func (e *Exchange) checkListing(terms *order.Instrument) error {
 		return &risk.Error{Reason: risk.BadTerms, Detail: fmt.Sprintf(
 			"instrument %s: margins and fees cannot change while its %d orders are live, which froze money for them; settle or cancel first",
 			terms.Symbol, m.orders.count)}
+	case !m.bookWithin(terms):
+		return &risk.Error{Reason: risk.BadTerms, Detail: fmt.Sprintf(
+			"instrument %s: the best bid or ask is beyond the changed price limits; cancel first", terms.Symbol)}
 	}
 	return e.checkWorth(m, terms)
+}
+
+// bookWithin reports whether what an incoming order meets first is within the
+// limits of terms: what a seller freezes is reckoned from the best bid.
+func (m *market) bookWithin(terms *order.Instrument) bool {
+	bid, _, bids := m.book.Best(record.Buy)
+	ask, _, asks := m.book.Best(record.Sell)
+	return (!bids || bid <= terms.UpperLimit) && (!asks || ask >= terms.LowerLimit)
 }
 
 // chargesDiffer reports whether an order freezes other amounts under b than under a.

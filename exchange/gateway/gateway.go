@@ -51,7 +51,8 @@ const DefaultHeadroomRecords = 4096
 // Options configure a Gateway; the zero value is usable.
 type Options struct {
 	Policy Policy
-	// HeadroomRecords that orders leave free; negative for none, 0 for
+	// HeadroomRecords that orders leave free, which the sink must hold many
+	// times over, or no order is ever taken; negative for none, 0 for
 	// DefaultHeadroomRecords.
 	HeadroomRecords int
 }

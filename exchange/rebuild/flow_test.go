@@ -225,6 +225,8 @@ func (f *flow) relist() {
 		terms.TickValue++
 	case 1:
 		terms.PositionLimit = int64(30 + f.rng.IntN(40))
+		terms.UpperLimit += int64(f.rng.IntN(9)) - 4
+		terms.LowerLimit += int64(f.rng.IntN(9)) - 4
 	default:
 		terms.LongMarginPPM = uint32(50_000 + f.rng.IntN(150_000))
 		terms.FeeOpen = int64(f.rng.IntN(9))
