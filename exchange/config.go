@@ -24,8 +24,9 @@ type Config struct {
 	Shards *client.Map
 	// Instruments are the terms of what is traded. Required. An instrument that
 	// was listed before keeps its tick and what a tick is worth; other terms
-	// that differ are recorded and apply from the start on. Daily limits follow
-	// from the last settlement once there was one.
+	// that differ are recorded and apply from the start on, unless live orders
+	// forbid it, see Recovery.Postponed. Daily limits follow from the last
+	// settlement once there was one.
 	Instruments order.Set
 	// OutboxDir is the outbox's directory; its parent must exist. Required.
 	OutboxDir string

@@ -11,6 +11,7 @@ import (
 	"github.com/countinghouse/countinghouse/exchange/order"
 	"github.com/countinghouse/countinghouse/exchange/outbox"
 	"github.com/countinghouse/countinghouse/exchange/rebuild"
+	"github.com/countinghouse/countinghouse/exchange/risk"
 	"github.com/countinghouse/countinghouse/exchange/subscriber"
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/client"
@@ -26,8 +27,12 @@ type Recovery struct {
 	Delivered    uint64 // records delivered before the replay
 	StateChecked bool   // the replay passed the state file's state
 	Listed       int    // instruments listed, or listed with changed terms
-	DrainTook    time.Duration
-	ReplayTook   time.Duration
+	// Postponed holds, for each instrument that could not take its changed terms
+	// in the state it is in, the reason. The terms it has apply until a later
+	// start finds it otherwise, such as without live orders.
+	Postponed  []error
+	DrainTook  time.Duration
+	ReplayTook time.Duration
 }
 
 // recovery carries an Exchange from its configuration to its first order; the
@@ -321,7 +326,7 @@ func (r *recovery) enter(b *rebuild.Rebuilder) error {
 		return err
 	}
 	clock := r.clock(r.latest)
-	if r.recovery.Listed, err = list(ex, clock, r.config.Instruments.Instruments); err != nil {
+	if err := r.list(ex, clock); err != nil {
 		return err
 	}
 	r.recovery.Global = r.outbox.Published()
@@ -337,15 +342,16 @@ func (r *recovery) clock(latest int64) func() int64 {
 	return func() int64 { return max(now(), latest) }
 }
 
-// list lists what is not listed, and records changed terms; it returns how many.
-func list(ex *core.Exchange, clock func() int64, wanted []order.Instrument) (int, error) {
+// list lists what is not listed, and records changed terms. Nothing is recorded
+// when one instrument's tick changed.
+func (r *recovery) list(ex *core.Exchange, clock func() int64) error {
 	var changed []order.Instrument
-	for _, want := range wanted {
+	for _, want := range r.config.Instruments.Instruments {
 		have, listed := ex.Instrument(want.Symbol)
 		if listed {
 			var err error
 			if want, err = reconcile(&have, want); err != nil {
-				return 0, err
+				return err
 			}
 		}
 		if !listed || want != have.Terms {
@@ -353,11 +359,27 @@ func list(ex *core.Exchange, clock func() int64, wanted []order.Instrument) (int
 		}
 	}
 	for _, terms := range changed {
-		if _, err := ex.ListInstrument(clock(), terms); err != nil {
-			return 0, fmt.Errorf("list instrument %s: %w", terms.Symbol, err)
+		if err := r.listOne(ex, clock(), terms); err != nil {
+			return err
 		}
 	}
-	return len(changed), nil
+	return nil
+}
+
+func (r *recovery) listOne(ex *core.Exchange, now int64, terms order.Instrument) error {
+	_, err := ex.ListInstrument(now, terms)
+	var refused *risk.Error
+	_, listed := ex.Instrument(terms.Symbol)
+	switch {
+	case err == nil:
+		r.recovery.Listed++
+	case listed && errors.As(err, &refused) && refused.Reason == risk.BadTerms:
+		r.recovery.Postponed = append(r.recovery.Postponed, err)
+		r.config.Log.Warn("changed terms do not apply yet", "instrument", terms.Symbol.String(), "reason", err)
+	default:
+		return fmt.Errorf("list instrument %s: %w", terms.Symbol, err)
+	}
+	return nil
 }
 
 // reconcile returns the terms that a listed instrument shall have. Its tick is

@@ -1,0 +1,171 @@
+package exchange
+
+import (
+	"context"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/countinghouse/countinghouse/exchange/core"
+	"github.com/countinghouse/countinghouse/exchange/risk"
+	"github.com/countinghouse/countinghouse/record"
+)
+
+// What an exchange was at its end, it is at its next start, and so is what an
+// independent replay makes of each replica.
+func TestRestartRecoversTheState(t *testing.T) {
+	storage := startStorage(t, 3)
+	config := testConfig(t, storage.Map())
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+
+	x := open(t, config)
+	if r := x.Recovery(); r.FromOutbox || !r.Drained || r.Listed != 3 || r.Global != 3 || r.StateChecked {
+		t.Errorf("first start: %+v", r)
+	}
+	fund(t, x)
+	if taken := trade(x, rng, 5000); taken < 2000 {
+		t.Fatalf("only %d requests were taken", taken)
+	}
+	if r := x.Router().Halt(symbols[2]); r.Reason != risk.OK {
+		t.Fatal(r.Reason)
+	}
+	before := state(t, x)
+	mustEqual(t, "the state at the end", before, closeDrained(t, x))
+	mustRebuild(t, storage.Map(), before)
+
+	x = open(t, config)
+	if r := x.Recovery(); !r.StateChecked || r.Records != before.Global || r.Listed != 0 || r.FromOutbox {
+		t.Errorf("second start: %+v", r)
+	}
+	mustEqual(t, "the recovered state", before, state(t, x))
+	trade(x, rng, 1000)
+	settle(t, x, 20250106)
+	trade(x, rng, 1000)
+	before = closeDrained(t, x)
+
+	x = open(t, config)
+	if r := x.Recovery(); r.Listed != 0 {
+		t.Errorf("the limits of the settlement were taken for changed terms: %+v", r)
+	}
+	mustEqual(t, "the state after a settlement", before, state(t, x))
+	mustRebuild(t, storage.Map(), before)
+}
+
+func settle(t *testing.T, x *Exchange, day uint32) {
+	t.Helper()
+	var prices []core.SettlementPrice
+	for _, v := range x.Router().Instruments() {
+		prices = append(prices, core.SettlementPrice{Instrument: v.Terms.Symbol, Price: max(v.Last, v.Terms.LowerLimit)})
+	}
+	if res := x.Router().Settle(day, prices); res.Reason != risk.OK {
+		t.Fatalf("settle: %s %s", res.Reason, res.Detail)
+	}
+}
+
+// With every storage node down from the first order to the last, trading goes
+// on, over restarts; when the nodes come, they get everything.
+func TestOrdersFlowWithoutStorage(t *testing.T) {
+	storage := startStorage(t, 1)
+	storage.Kill()
+	config := testConfig(t, storage.Map())
+	rng := rand.New(rand.NewPCG(1, 2))
+
+	x := open(t, storageless(config))
+	if r := x.Recovery(); !r.FromOutbox || r.Drained {
+		t.Errorf("%+v", r)
+	}
+	fund(t, x)
+	taken := trade(x, rng, 3000)
+	closed, err := x.Close()
+	if err != nil || closed.Drained || taken < 1000 {
+		t.Fatalf("%d requests taken, drained %t, %v", taken, closed.Drained, err)
+	}
+
+	x = open(t, storageless(config))
+	if r := x.Recovery(); !r.FromOutbox || !r.StateChecked || r.Global != closed.State.Global {
+		t.Errorf("%+v", r)
+	}
+	mustEqual(t, "the state replayed from the outbox", closed.State, state(t, x))
+	trade(x, rng, 1000)
+	for _, m := range storage.Members() {
+		if err := storage.StartNode(t.Context(), m.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := x.WaitDrained(ctx); err != nil {
+		t.Fatalf("%v; %+v", err, x.Stats().Subscriber)
+	}
+	mustRebuild(t, storage.Map(), state(t, x))
+}
+
+// When the quota is used up, orders are refused before they are matched and
+// leave no trace; cancels still get through, and what was taken is kept.
+func TestQuotaReached(t *testing.T) {
+	storage := startStorage(t, 1)
+	storage.Kill()
+	config := testConfig(t, storage.Map())
+	config.SegmentRecords, config.HeadroomRecords = 1024, 64
+	config.QuotaBytes = 4 * (1024*136 + 4096)
+	x := open(t, storageless(config))
+	fund(t, x)
+	rng := rand.New(rand.NewPCG(3, 4))
+	var live []core.CancelOrder
+	small := core.NewOrder{Instrument: symbols[0], Account: 1, Side: record.Buy, Offset: record.Open, Price: lowest(x, symbols[0]), Volume: 1}
+	for n := 0; x.Router().Submit(&small).Reason != risk.BacklogFull || x.Stats().Outbox.RefusedQuota == 0; n++ {
+		if n > 100_000 {
+			t.Fatalf("the quota is never reached: %+v", x.Stats().Outbox)
+		}
+		request(x.Router(), rng, &live)
+	}
+	before := state(t, x)
+	for i := range 500 {
+		n := core.NewOrder{
+			Instrument: symbols[0], Account: uint64(1 + i%accounts), Side: record.Side(1 + i%2), Offset: record.Open,
+			Price: lowest(x, symbols[0]) + int64(i), Volume: 1,
+		}
+		if res := x.Router().Submit(&n); res.Reason == risk.OK {
+			t.Fatalf("order %d was taken: %+v", i, res)
+		}
+	}
+	mustEqual(t, "the state after the refused orders", before, state(t, x))
+	if x.Router().Refused(risk.BacklogFull) < 100 {
+		t.Errorf("%d refused as backlog-full", x.Router().Refused(risk.BacklogFull))
+	}
+	if len(live) == 0 {
+		t.Fatal("no order to cancel")
+	}
+	canceled := false
+	for i := range live {
+		canceled = canceled || x.Router().Cancel(&live[i]).Reason == risk.OK
+	}
+	if !canceled {
+		t.Error("no cancel got through the headroom")
+	}
+	for _, m := range storage.Members() {
+		if err := storage.StartNode(t.Context(), m.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := x.WaitDrained(ctx); err != nil {
+		t.Fatalf("%v; %+v", err, x.Stats().Subscriber)
+	}
+	mustRebuild(t, storage.Map(), state(t, x))
+	for x.Router().Deposit(1, 1, 0).Reason != risk.OK || trade(x, rng, 100) == 0 {
+		select { // the outbox recycles its files in the background
+		case <-ctx.Done():
+			t.Fatalf("nothing is taken after the outbox was drained: %+v", x.Stats().Outbox)
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+func lowest(x *Exchange, sym record.Symbol) int64 {
+	v, _ := x.Router().Instrument(sym)
+	return v.Terms.LowerLimit
+}
