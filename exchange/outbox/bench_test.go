@@ -1,7 +1,9 @@
 package outbox
 
 import (
+	"context"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -108,4 +110,42 @@ func benchChannel(b *testing.B) {
 	}
 	close(c)
 	<-done
+}
+
+// BenchmarkOtherProcess sends a record to another process, which polls, and
+// waits for its echo: half of the round trip is how long a record takes to be
+// visible there.
+func BenchmarkOtherProcess(b *testing.B) {
+	b.Run("polled", func(b *testing.B) {
+		benchEcho(b, func(r *Reader) error {
+			for r.Published() == r.Position() {
+			}
+			return nil
+		})
+	})
+	b.Run("waited", func(b *testing.B) {
+		benchEcho(b, func(r *Reader) error { return r.Wait(context.Background()) })
+	})
+}
+
+func benchEcho(b *testing.B, wait func(*Reader) error) {
+	w, r := echo(b)
+	var times []time.Duration
+	for b.Loop() {
+		for !w.Reserve(1) {
+			time.Sleep(10 * time.Microsecond)
+		}
+		w.Next().Type = record.TypeDeposit
+		start := time.Now()
+		w.Commit()
+		if err := wait(r); err != nil {
+			b.Fatal(err)
+		}
+		times = append(times, time.Since(start))
+		r.Advance(len(r.Peek()))
+		r.SetCursor(r.Position())
+	}
+	slices.Sort(times)
+	b.ReportMetric(float64(times[len(times)/2])/2, "p50-ns")
+	b.ReportMetric(float64(times[len(times)*99/100])/2, "p99-ns")
 }

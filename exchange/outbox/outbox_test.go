@@ -77,7 +77,11 @@ func publish(t testing.TB, w *Writer, n int) {
 	t.Helper()
 	waitReserve(t, w, n)
 	for range n {
-		fill(w.Next())
+		r := w.Next()
+		if *r != (record.Record{Header: record.Header{Global: r.Global}}) {
+			t.Fatalf("a slot must be zero but for its global: %+v", r)
+		}
+		fill(r)
 	}
 	w.Commit()
 }
@@ -186,6 +190,10 @@ func TestQuotaHoldsAndHeadroomIsForUrgent(t *testing.T) {
 	}
 	if w.ReserveUrgent(1) || w.Next() != nil {
 		t.Fatal("the quota is used up")
+	}
+	// The keeper finds out within its tick that the quota is the reason.
+	for end := time.Now().Add(5 * time.Second); w.Stats().RefusedQuota == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		w.ReserveUrgent(1)
 	}
 	if s := w.Stats(); s.FreeRecords != 0 || s.Segments != 4 || s.RefusedQuota == 0 || s.OldestCursor.Name != "slow" {
 		t.Fatalf("%+v", s)
@@ -307,6 +315,30 @@ func TestCursorSurvivesAndSeekGoesBack(t *testing.T) {
 	r = openReader(t, dir, "a")
 	if r.Position() != 40 || readAll(t, r) != 10 {
 		t.Fatalf("position %d", r.Position())
+	}
+}
+
+// A process may be killed between any two stores of set: one value is whole.
+func TestCursorIsWholeAtAnyInstant(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "outbox")
+	w := open(t, dir, small())
+	publish(t, w, 20)
+	r := openReader(t, dir, "a")
+	for g := uint64(1); g <= 20; g++ {
+		if g%5 == 0 {
+			r.Close()
+			r = openReader(t, dir, "a")
+		}
+		page := append([]byte(nil), r.cursor.data...)
+		r.SetCursor(g)
+		for _, off := range []int{cursorA, cursorB} {
+			if half := word64(r.cursor.data, off).Load(); half == g {
+				word64(page, off).Store(half) // the value is written, its check word is not
+			}
+		}
+		if v, err := decodeCursor(page); err != nil || v != g-1 {
+			t.Fatalf("killed on the way to %d: %d %v", g, v, err)
+		}
 	}
 }
 
