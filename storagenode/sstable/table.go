@@ -274,7 +274,7 @@ func (t *Table) checksum(b []byte) (crc uint32, err error) {
 		if r := recover(); r != nil {
 			fault, ok := r.(runtime.Error)
 			if _, hasAddr := r.(interface{ Addr() uintptr }); !ok || !hasAddr {
-				panic(r)
+				panic(r) //nolint:forbidigo // not ours: it goes on as it came
 			}
 			err = fmt.Errorf("table %s: read of mapped file failed: %w", t.path, fault)
 		}

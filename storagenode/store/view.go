@@ -126,14 +126,6 @@ func batchOf(batches [][]record.Record, seq uint64) int {
 	return sort.Search(len(batches), func(i int) bool { return lastSeqOf(batches[i]) >= seq })
 }
 
-func (v *view) tableMetas() []tableMeta {
-	metas := make([]tableMeta, len(v.tables))
-	for i, t := range v.tables {
-		metas[i] = t.meta
-	}
-	return metas
-}
-
 // manifest states v as a file with the given tables, which must hold all of
 // v's records.
 func (v *view) manifest(sym record.Symbol, tables []tableMeta) *manifest {
