@@ -71,6 +71,10 @@ func (h *segmentHeader) put(page []byte) {
 	binary.LittleEndian.PutUint64(page[48:], h.logStart)
 	binary.LittleEndian.PutUint64(page[56:], h.previous)
 	binary.LittleEndian.PutUint64(page[64:], uint64(h.previousEnd))
+	putHeaderCRC(page)
+}
+
+func putHeaderCRC(page []byte) {
 	binary.LittleEndian.PutUint32(page[124:], crc32.Checksum(page[:124], castagnoli))
 }
 

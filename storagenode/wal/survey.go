@@ -80,8 +80,11 @@ func (v *survey) newest() (*surveyed, error) {
 	}
 	top := v.ids[len(v.ids)-1]
 	s, err := v.open(top)
-	if err != nil || s.header.state == stateStarted {
-		return s, err
+	if err != nil {
+		return nil, err
+	}
+	if s.header.state == stateStarted {
+		return s, nil
 	}
 	v.prepared = top
 	if top == 1 {
@@ -110,8 +113,10 @@ func (v *survey) open(id uint64) (*surveyed, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.header, err = parseSegmentHeader(s.path, id, page)
-	return s, err
+	if s.header, err = parseSegmentHeader(s.path, id, page); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // read returns the file's first most bytes, or all it has. The result is valid
