@@ -77,10 +77,26 @@ func (c *Client) Remove(ctx context.Context, shardName, id string, prevIndex uin
 }
 
 // TransferLeadership moves the leadership to the named member, or to the voter
-// that is furthest on, and returns who leads then.
+// that is furthest on, and returns who leads then. When the answer is lost it
+// returns an error and leaves it there: the shard may have a leader by then who
+// would have to go at once. It takes as long as ctx allows.
 func (c *Client) TransferLeadership(ctx context.Context, shardName, id string) (string, error) {
-	answer, err := unary(ctx, c, shardName, Replica{},
-		&storagepb.TransferLeadershipRequest{Id: id}, storagepb.AdminClient.TransferLeadership)
+	s, err := c.shardByName(shardName)
+	if err != nil {
+		return "", err
+	}
+	var answer *storagepb.TransferLeadershipResponse
+	err = c.onLeader(ctx, s, func(ctx context.Context, conn *grpc.ClientConn) error {
+		if err := c.askForLeader(ctx, s, conn); err != nil {
+			return err
+		}
+		var err error
+		answer, err = storagepb.NewAdminClient(conn).TransferLeadership(ctx, &storagepb.TransferLeadershipRequest{Id: id})
+		return once(err)
+	})
+	if err == nil {
+		s.confirm("") // who answered leads no longer
+	}
 	return answer.GetLeaderId(), err
 }
 
@@ -91,9 +107,16 @@ func (c *Client) AssignInstruments(ctx context.Context, shardName string, instru
 	return answer.GetInstruments(), err
 }
 
-// Snapshot makes a member take a snapshot and shorten its log.
+// Snapshot makes a member take a snapshot and shorten its log. That takes as
+// long as ctx allows.
 func (c *Client) Snapshot(ctx context.Context, shardName, member string) (*storagepb.SnapshotResponse, error) {
-	return unary(ctx, c, shardName, Replica{member}, &storagepb.SnapshotRequest{}, storagepb.AdminClient.Snapshot)
+	var answer *storagepb.SnapshotResponse
+	err := c.onMember(ctx, shardName, member, func(ctx context.Context, conn *grpc.ClientConn) error {
+		var err error
+		answer, err = storagepb.NewAdminClient(conn).Snapshot(ctx, &storagepb.SnapshotRequest{})
+		return err
+	})
+	return answer, err
 }
 
 // SafeToRestart asks a member whether its shard keeps its quorum without it.

@@ -31,8 +31,9 @@ const (
 
 // Options tune a Client. The zero value of a field takes its default.
 type Options struct {
-	// AttemptTimeout bounds one attempt at a unary call; default 5 s. The whole
-	// call, with its retries, is bounded by the caller's context.
+	// AttemptTimeout bounds one attempt at a unary call, and the wait for each
+	// message of a Scan or Get; default 5 s. The whole call, with its retries,
+	// is bounded by the caller's context.
 	AttemptTimeout time.Duration
 	// RetryPauseMin and RetryPauseMax bound the pause between two attempts,
 	// which doubles and is jittered; defaults 10 ms and 500 ms.
@@ -109,7 +110,7 @@ func dialOptions(o Options) []grpc.DialOption {
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithInitialWindowSize(streamWindowBytes),
 		grpc.WithInitialConnWindowSize(connWindowBytes),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(receiveBytesMax)),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec()), grpc.MaxCallRecvMsgSize(receiveBytesMax)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveInterval, Timeout: keepaliveTimeout}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: reconnectPauseMin, Multiplier: 2, Jitter: 0.2, MaxDelay: reconnectPauseMax},
@@ -292,6 +293,10 @@ func typed(err error) error {
 
 // canRetry reports whether the call can succeed later or on another member.
 func canRetry(err error) bool {
+	var once errOnce
+	if errors.As(err, &once) {
+		return false
+	}
 	if r := refusal.FromError(err); r != nil {
 		return refusal.Retryable(r.Code)
 	}
@@ -300,6 +305,20 @@ func canRetry(err error) bool {
 		return true
 	}
 	return false
+}
+
+// errOnce marks a failure of a call that may have had its effect, and that
+// would do harm the second time.
+type errOnce struct{ error }
+
+func (e errOnce) Unwrap() error { return e.error }
+
+// once marks err unless it is a refusal, after which nothing has happened.
+func once(err error) error {
+	if err == nil || refusal.FromError(err) != nil {
+		return err
+	}
+	return errOnce{err}
 }
 
 // pauser waits longer from time to time, with jitter so that clients do not

@@ -23,6 +23,10 @@ type group struct {
 	epoch   uint64
 	grown   chan struct{} // closed and replaced when records or the leader change
 	lost    int           // OpenStream answers to lose after carrying them out
+
+	transfers int   // calls to TransferLeadership; the first one's answer is lost
+	stall     *fake // hangs in the middle of its scans
+	stalls    int   // how often it did
 }
 
 // fake is one node.
@@ -206,6 +210,9 @@ func (f *fake) Instruments(ctx context.Context, req *storagepb.InstrumentsReques
 func (f *fake) Scan(req *storagepb.ScanRequest, stream grpc.ServerStreamingServer[storagepb.Records]) error {
 	if err := f.admit(stream.Context(), req.Stale); err != nil {
 		return err
+	}
+	if f.stallIf(stream, max(req.FromSeq, 1)) {
+		return stream.Context().Err()
 	}
 	_, err := f.send(stream, max(req.FromSeq, 1), req.ToSeq, req.Limit)
 	return err

@@ -135,8 +135,9 @@ const StateLeader = "leader"
 // Leader returns the address that the stream goes to.
 func (a *Appender) Leader() string { return a.address }
 
-// Send sends a batch in the layout of package record. The bytes may be reused
-// when it returns. It blocks while the connection's window is full.
+// Send sends a batch in the layout of package record. The bytes are not copied
+// and must stay as they are until their answer has come; after an error, for
+// good. It blocks while the connection's window is full.
 func (a *Appender) Send(batch []byte) error {
 	return a.stream.Send(&storagepb.AppendRequest{Batch: batch})
 }

@@ -52,6 +52,8 @@ func (c *Client) Scan(ctx context.Context, sym record.Symbol, r Range, from Repl
 		if progress.full() || r.ToSeq != 0 && progress.next > r.ToSeq {
 			return nil
 		}
+		ctx, quiet := watchQuiet(ctx, c.o.AttemptTimeout)
+		defer quiet.stop()
 		stream, err := storagepb.NewQueryClient(conn).Scan(ctx, &storagepb.ScanRequest{
 			Instrument: sym.String(), FromSeq: progress.next, ToSeq: r.ToSeq,
 			FromTime: r.FromTime, ToTime: r.ToTime, Limit: progress.left(), Stale: from.stale(),
@@ -59,7 +61,7 @@ func (c *Client) Scan(ctx context.Context, sym record.Symbol, r Range, from Repl
 		if err != nil {
 			return err
 		}
-		return progress.drain(stream, yield, r.FromTime == 0 && r.ToTime == 0)
+		return progress.drain(quiet.watch(stream), yield, r.FromTime == 0 && r.ToTime == 0)
 	})
 }
 
@@ -115,6 +117,8 @@ func (c *Client) Get(ctx context.Context, sym record.Symbol, id ByID, from Repli
 		if progress.full() {
 			return nil
 		}
+		ctx, quiet := watchQuiet(ctx, c.o.AttemptTimeout)
+		defer quiet.stop()
 		stream, err := storagepb.NewQueryClient(conn).Get(ctx, &storagepb.GetRequest{
 			Instrument: sym.String(), OrderId: id.Order, TradeId: id.Trade, Account: id.Account,
 			Limit: id.Limit, Stale: from.stale(),
@@ -122,7 +126,7 @@ func (c *Client) Get(ctx context.Context, sym record.Symbol, id ByID, from Repli
 		if err != nil {
 			return err
 		}
-		return progress.drain(stream, yield, false)
+		return progress.drain(quiet.watch(stream), yield, false)
 	})
 }
 
@@ -195,7 +199,7 @@ func (p *resume) left() uint64 {
 // drain yields what the stream brings until its end. Records that were yielded
 // before are passed over. With dense set a missing seq is an error, since then
 // every record of the range was asked for.
-func (p *resume) drain(stream grpc.ServerStreamingClient[storagepb.Records], yield Yield, dense bool) error {
+func (p *resume) drain(stream receiver, yield Yield, dense bool) error {
 	for {
 		message, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
