@@ -169,6 +169,7 @@ func (f *fake) Append(stream grpc.BidiStreamingServer[storagepb.AppendRequest, s
 		if err == nil {
 			err = f.admit(stream.Context(), false)
 		} else {
+			answer.Instrument = ""
 			err = refusal.New(storagepb.Code_CODE_CORRUPT, "%v", err)
 		}
 		if err != nil {

@@ -151,7 +151,7 @@ func (a *Appender) Recv() (Ack, error) {
 		return Ack{}, typed(err)
 	}
 	sym, err := record.MakeSymbol(answer.Instrument)
-	if err != nil {
+	if err != nil && answer.Refusal == nil { // a broken batch has no name to answer with
 		return Ack{}, fmt.Errorf("append: answer: %w", err)
 	}
 	ack := Ack{
