@@ -114,7 +114,7 @@ func writeWhole(path string, data []byte) error {
 	if err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }() // gone already once it is renamed
 	_, err = f.Write(data)
 	if err == nil {
 		err = f.Sync()
