@@ -112,7 +112,7 @@ func (c *cluster) add(p replica.Peer, l net.Listener, change func(*replica.Confi
 	m.config = replica.Config{
 		Cluster: clusterName, Shard: shardName, ID: p.ID, Address: p.Address, DataDir: m.dir,
 		Instruments:      symbols("A", "B", "C"),
-		HeartbeatTimeout: 500 * time.Millisecond, LeaderLease: 500 * time.Millisecond,
+		HeartbeatTimeout: 300 * time.Millisecond, LeaderLease: 300 * time.Millisecond,
 		SnapshotInterval: time.Hour, TrailingEntries: 8,
 		DiskReserveBytes: -1, BallastBytes: -1,
 		OnFatal: func(err error) {
