@@ -591,7 +591,9 @@ type OrderResponse struct {
 	// The order's last record in its instrument's stream; 0 when rejected.
 	Seq    uint64 `protobuf:"varint,8,opt,name=seq,proto3" json:"seq,omitempty"`
 	Global uint64 `protobuf:"varint,9,opt,name=global,proto3" json:"global,omitempty"`
-	// True when the answer waited for the records to be durable on a quorum.
+	// True when the answer waited for the records to be durable on a quorum. An
+	// answer to a durable request without it says in message why not; the order
+	// stands all the same.
 	Durable       bool `protobuf:"varint,10,opt,name=durable,proto3" json:"durable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -697,6 +699,61 @@ func (x *OrderResponse) GetDurable() bool {
 	return false
 }
 
+// Refusal is the detail of a gRPC status with which a request other than an
+// order, cancel or amend is refused.
+type Refusal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of a documented reason.
+	Reason        string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refusal) Reset() {
+	*x = Refusal{}
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refusal) ProtoMessage() {}
+
+func (x *Refusal) ProtoReflect() protoreflect.Message {
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
+func (*Refusal) Descriptor() ([]byte, []int) {
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Refusal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Refusal) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 type SessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Repeated in the answer.
@@ -713,7 +770,7 @@ type SessionRequest struct {
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[4]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -725,7 +782,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[4]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -738,7 +795,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{4}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SessionRequest) GetRequestId() uint64 {
@@ -814,7 +871,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[5]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -826,7 +883,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[5]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -839,7 +896,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{5}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SessionResponse) GetRequestId() uint64 {
@@ -864,7 +921,7 @@ type InstrumentsRequest struct {
 
 func (x *InstrumentsRequest) Reset() {
 	*x = InstrumentsRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[6]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +933,7 @@ func (x *InstrumentsRequest) String() string {
 func (*InstrumentsRequest) ProtoMessage() {}
 
 func (x *InstrumentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[6]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +946,7 @@ func (x *InstrumentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstrumentsRequest.ProtoReflect.Descriptor instead.
 func (*InstrumentsRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{6}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{7}
 }
 
 type Instrument struct {
@@ -909,7 +966,7 @@ type Instrument struct {
 
 func (x *Instrument) Reset() {
 	*x = Instrument{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[7]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -921,7 +978,7 @@ func (x *Instrument) String() string {
 func (*Instrument) ProtoMessage() {}
 
 func (x *Instrument) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[7]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -934,7 +991,7 @@ func (x *Instrument) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instrument.ProtoReflect.Descriptor instead.
 func (*Instrument) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{7}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Instrument) GetName() string {
@@ -1002,7 +1059,7 @@ type InstrumentsResponse struct {
 
 func (x *InstrumentsResponse) Reset() {
 	*x = InstrumentsResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[8]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1014,7 +1071,7 @@ func (x *InstrumentsResponse) String() string {
 func (*InstrumentsResponse) ProtoMessage() {}
 
 func (x *InstrumentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[8]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1027,7 +1084,7 @@ func (x *InstrumentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstrumentsResponse.ProtoReflect.Descriptor instead.
 func (*InstrumentsResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{8}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InstrumentsResponse) GetInstruments() []*Instrument {
@@ -1048,7 +1105,7 @@ type BookRequest struct {
 
 func (x *BookRequest) Reset() {
 	*x = BookRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[9]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1117,7 @@ func (x *BookRequest) String() string {
 func (*BookRequest) ProtoMessage() {}
 
 func (x *BookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[9]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1130,7 @@ func (x *BookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BookRequest.ProtoReflect.Descriptor instead.
 func (*BookRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{9}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *BookRequest) GetInstrument() string {
@@ -1101,7 +1158,7 @@ type Level struct {
 
 func (x *Level) Reset() {
 	*x = Level{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[10]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1170,7 @@ func (x *Level) String() string {
 func (*Level) ProtoMessage() {}
 
 func (x *Level) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[10]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1183,7 @@ func (x *Level) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Level.ProtoReflect.Descriptor instead.
 func (*Level) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{10}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Level) GetPrice() int64 {
@@ -1163,7 +1220,7 @@ type BookSnapshot struct {
 
 func (x *BookSnapshot) Reset() {
 	*x = BookSnapshot{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[11]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1232,7 @@ func (x *BookSnapshot) String() string {
 func (*BookSnapshot) ProtoMessage() {}
 
 func (x *BookSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[11]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1245,7 @@ func (x *BookSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BookSnapshot.ProtoReflect.Descriptor instead.
 func (*BookSnapshot) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{11}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *BookSnapshot) GetInstrument() string {
@@ -1230,7 +1287,7 @@ type BookUpdate struct {
 
 func (x *BookUpdate) Reset() {
 	*x = BookUpdate{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[12]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1299,7 @@ func (x *BookUpdate) String() string {
 func (*BookUpdate) ProtoMessage() {}
 
 func (x *BookUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[12]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1312,7 @@ func (x *BookUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BookUpdate.ProtoReflect.Descriptor instead.
 func (*BookUpdate) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{12}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BookUpdate) GetBook() *BookSnapshot {
@@ -1284,7 +1341,7 @@ type ExecutionsRequest struct {
 
 func (x *ExecutionsRequest) Reset() {
 	*x = ExecutionsRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[13]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1353,7 @@ func (x *ExecutionsRequest) String() string {
 func (*ExecutionsRequest) ProtoMessage() {}
 
 func (x *ExecutionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[13]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1366,7 @@ func (x *ExecutionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecutionsRequest.ProtoReflect.Descriptor instead.
 func (*ExecutionsRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{13}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExecutionsRequest) GetInstrument() string {
@@ -1348,7 +1405,7 @@ type Execution struct {
 
 func (x *Execution) Reset() {
 	*x = Execution{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[14]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1417,7 @@ func (x *Execution) String() string {
 func (*Execution) ProtoMessage() {}
 
 func (x *Execution) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[14]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1430,7 @@ func (x *Execution) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Execution.ProtoReflect.Descriptor instead.
 func (*Execution) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{14}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Execution) GetInstrument() string {
@@ -1469,7 +1526,7 @@ type OpenAccountRequest struct {
 
 func (x *OpenAccountRequest) Reset() {
 	*x = OpenAccountRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[15]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1538,7 @@ func (x *OpenAccountRequest) String() string {
 func (*OpenAccountRequest) ProtoMessage() {}
 
 func (x *OpenAccountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[15]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1551,7 @@ func (x *OpenAccountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenAccountRequest.ProtoReflect.Descriptor instead.
 func (*OpenAccountRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{15}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *OpenAccountRequest) GetAccount() uint64 {
@@ -1515,7 +1572,7 @@ type CashRequest struct {
 
 func (x *CashRequest) Reset() {
 	*x = CashRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[16]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1584,7 @@ func (x *CashRequest) String() string {
 func (*CashRequest) ProtoMessage() {}
 
 func (x *CashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[16]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1597,7 @@ func (x *CashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CashRequest.ProtoReflect.Descriptor instead.
 func (*CashRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{16}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CashRequest) GetAccount() uint64 {
@@ -1573,7 +1630,7 @@ type AccountRequest struct {
 
 func (x *AccountRequest) Reset() {
 	*x = AccountRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[17]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1642,7 @@ func (x *AccountRequest) String() string {
 func (*AccountRequest) ProtoMessage() {}
 
 func (x *AccountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[17]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1655,7 @@ func (x *AccountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccountRequest.ProtoReflect.Descriptor instead.
 func (*AccountRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{17}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AccountRequest) GetAccount() uint64 {
@@ -1625,7 +1682,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[18]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1694,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[18]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1707,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{18}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Position) GetInstrument() string {
@@ -1731,7 +1788,7 @@ type AccountResponse struct {
 
 func (x *AccountResponse) Reset() {
 	*x = AccountResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[19]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1800,7 @@ func (x *AccountResponse) String() string {
 func (*AccountResponse) ProtoMessage() {}
 
 func (x *AccountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[19]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1813,7 @@ func (x *AccountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccountResponse.ProtoReflect.Descriptor instead.
 func (*AccountResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{19}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AccountResponse) GetAccount() uint64 {
@@ -1819,7 +1876,7 @@ type HaltRequest struct {
 
 func (x *HaltRequest) Reset() {
 	*x = HaltRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[20]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1831,7 +1888,7 @@ func (x *HaltRequest) String() string {
 func (*HaltRequest) ProtoMessage() {}
 
 func (x *HaltRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[20]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1844,7 +1901,7 @@ func (x *HaltRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HaltRequest.ProtoReflect.Descriptor instead.
 func (*HaltRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{20}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HaltRequest) GetInstrument() string {
@@ -1869,7 +1926,7 @@ type HaltResponse struct {
 
 func (x *HaltResponse) Reset() {
 	*x = HaltResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[21]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +1938,7 @@ func (x *HaltResponse) String() string {
 func (*HaltResponse) ProtoMessage() {}
 
 func (x *HaltResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[21]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +1951,7 @@ func (x *HaltResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HaltResponse.ProtoReflect.Descriptor instead.
 func (*HaltResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{21}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{22}
 }
 
 type SettleRequest struct {
@@ -1909,7 +1966,7 @@ type SettleRequest struct {
 
 func (x *SettleRequest) Reset() {
 	*x = SettleRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[22]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +1978,7 @@ func (x *SettleRequest) String() string {
 func (*SettleRequest) ProtoMessage() {}
 
 func (x *SettleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[22]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +1991,7 @@ func (x *SettleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettleRequest.ProtoReflect.Descriptor instead.
 func (*SettleRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{22}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SettleRequest) GetDay() uint32 {
@@ -1962,7 +2019,7 @@ type SettleResponse struct {
 
 func (x *SettleResponse) Reset() {
 	*x = SettleResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[23]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1974,7 +2031,7 @@ func (x *SettleResponse) String() string {
 func (*SettleResponse) ProtoMessage() {}
 
 func (x *SettleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[23]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1987,7 +2044,7 @@ func (x *SettleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettleResponse.ProtoReflect.Descriptor instead.
 func (*SettleResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{23}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SettleResponse) GetCloseOut() []uint64 {
@@ -2012,7 +2069,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[24]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2081,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[24]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2094,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{24}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{25}
 }
 
 type StateResponse struct {
@@ -2056,7 +2113,7 @@ type StateResponse struct {
 
 func (x *StateResponse) Reset() {
 	*x = StateResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[25]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2068,7 +2125,7 @@ func (x *StateResponse) String() string {
 func (*StateResponse) ProtoMessage() {}
 
 func (x *StateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[25]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2081,7 +2138,7 @@ func (x *StateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateResponse.ProtoReflect.Descriptor instead.
 func (*StateResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{25}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StateResponse) GetHash() string {
@@ -2176,7 +2233,10 @@ const file_exchange_exchangepb_exchange_proto_rawDesc = "" +
 	"\x03seq\x18\b \x01(\x04R\x03seq\x12\x16\n" +
 	"\x06global\x18\t \x01(\x04R\x06global\x12\x18\n" +
 	"\adurable\x18\n" +
-	" \x01(\bR\adurable\"\x83\x02\n" +
+	" \x01(\bR\adurable\";\n" +
+	"\aRefusal\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\x83\x02\n" +
 	"\x0eSessionRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\x04R\trequestId\x12B\n" +
@@ -2362,7 +2422,7 @@ func file_exchange_exchangepb_exchange_proto_rawDescGZIP() []byte {
 }
 
 var file_exchange_exchangepb_exchange_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_exchange_exchangepb_exchange_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_exchange_exchangepb_exchange_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_exchange_exchangepb_exchange_proto_goTypes = []any{
 	(Side)(0),                   // 0: countinghouse.exchange.v1.Side
 	(Offset)(0),                 // 1: countinghouse.exchange.v1.Offset
@@ -2373,29 +2433,30 @@ var file_exchange_exchangepb_exchange_proto_goTypes = []any{
 	(*CancelRequest)(nil),       // 6: countinghouse.exchange.v1.CancelRequest
 	(*AmendRequest)(nil),        // 7: countinghouse.exchange.v1.AmendRequest
 	(*OrderResponse)(nil),       // 8: countinghouse.exchange.v1.OrderResponse
-	(*SessionRequest)(nil),      // 9: countinghouse.exchange.v1.SessionRequest
-	(*SessionResponse)(nil),     // 10: countinghouse.exchange.v1.SessionResponse
-	(*InstrumentsRequest)(nil),  // 11: countinghouse.exchange.v1.InstrumentsRequest
-	(*Instrument)(nil),          // 12: countinghouse.exchange.v1.Instrument
-	(*InstrumentsResponse)(nil), // 13: countinghouse.exchange.v1.InstrumentsResponse
-	(*BookRequest)(nil),         // 14: countinghouse.exchange.v1.BookRequest
-	(*Level)(nil),               // 15: countinghouse.exchange.v1.Level
-	(*BookSnapshot)(nil),        // 16: countinghouse.exchange.v1.BookSnapshot
-	(*BookUpdate)(nil),          // 17: countinghouse.exchange.v1.BookUpdate
-	(*ExecutionsRequest)(nil),   // 18: countinghouse.exchange.v1.ExecutionsRequest
-	(*Execution)(nil),           // 19: countinghouse.exchange.v1.Execution
-	(*OpenAccountRequest)(nil),  // 20: countinghouse.exchange.v1.OpenAccountRequest
-	(*CashRequest)(nil),         // 21: countinghouse.exchange.v1.CashRequest
-	(*AccountRequest)(nil),      // 22: countinghouse.exchange.v1.AccountRequest
-	(*Position)(nil),            // 23: countinghouse.exchange.v1.Position
-	(*AccountResponse)(nil),     // 24: countinghouse.exchange.v1.AccountResponse
-	(*HaltRequest)(nil),         // 25: countinghouse.exchange.v1.HaltRequest
-	(*HaltResponse)(nil),        // 26: countinghouse.exchange.v1.HaltResponse
-	(*SettleRequest)(nil),       // 27: countinghouse.exchange.v1.SettleRequest
-	(*SettleResponse)(nil),      // 28: countinghouse.exchange.v1.SettleResponse
-	(*StateRequest)(nil),        // 29: countinghouse.exchange.v1.StateRequest
-	(*StateResponse)(nil),       // 30: countinghouse.exchange.v1.StateResponse
-	nil,                         // 31: countinghouse.exchange.v1.SettleRequest.PricesEntry
+	(*Refusal)(nil),             // 9: countinghouse.exchange.v1.Refusal
+	(*SessionRequest)(nil),      // 10: countinghouse.exchange.v1.SessionRequest
+	(*SessionResponse)(nil),     // 11: countinghouse.exchange.v1.SessionResponse
+	(*InstrumentsRequest)(nil),  // 12: countinghouse.exchange.v1.InstrumentsRequest
+	(*Instrument)(nil),          // 13: countinghouse.exchange.v1.Instrument
+	(*InstrumentsResponse)(nil), // 14: countinghouse.exchange.v1.InstrumentsResponse
+	(*BookRequest)(nil),         // 15: countinghouse.exchange.v1.BookRequest
+	(*Level)(nil),               // 16: countinghouse.exchange.v1.Level
+	(*BookSnapshot)(nil),        // 17: countinghouse.exchange.v1.BookSnapshot
+	(*BookUpdate)(nil),          // 18: countinghouse.exchange.v1.BookUpdate
+	(*ExecutionsRequest)(nil),   // 19: countinghouse.exchange.v1.ExecutionsRequest
+	(*Execution)(nil),           // 20: countinghouse.exchange.v1.Execution
+	(*OpenAccountRequest)(nil),  // 21: countinghouse.exchange.v1.OpenAccountRequest
+	(*CashRequest)(nil),         // 22: countinghouse.exchange.v1.CashRequest
+	(*AccountRequest)(nil),      // 23: countinghouse.exchange.v1.AccountRequest
+	(*Position)(nil),            // 24: countinghouse.exchange.v1.Position
+	(*AccountResponse)(nil),     // 25: countinghouse.exchange.v1.AccountResponse
+	(*HaltRequest)(nil),         // 26: countinghouse.exchange.v1.HaltRequest
+	(*HaltResponse)(nil),        // 27: countinghouse.exchange.v1.HaltResponse
+	(*SettleRequest)(nil),       // 28: countinghouse.exchange.v1.SettleRequest
+	(*SettleResponse)(nil),      // 29: countinghouse.exchange.v1.SettleResponse
+	(*StateRequest)(nil),        // 30: countinghouse.exchange.v1.StateRequest
+	(*StateResponse)(nil),       // 31: countinghouse.exchange.v1.StateResponse
+	nil,                         // 32: countinghouse.exchange.v1.SettleRequest.PricesEntry
 }
 var file_exchange_exchangepb_exchange_proto_depIdxs = []int32{
 	0,  // 0: countinghouse.exchange.v1.SubmitRequest.side:type_name -> countinghouse.exchange.v1.Side
@@ -2407,43 +2468,43 @@ var file_exchange_exchangepb_exchange_proto_depIdxs = []int32{
 	6,  // 6: countinghouse.exchange.v1.SessionRequest.cancel:type_name -> countinghouse.exchange.v1.CancelRequest
 	7,  // 7: countinghouse.exchange.v1.SessionRequest.amend:type_name -> countinghouse.exchange.v1.AmendRequest
 	8,  // 8: countinghouse.exchange.v1.SessionResponse.response:type_name -> countinghouse.exchange.v1.OrderResponse
-	12, // 9: countinghouse.exchange.v1.InstrumentsResponse.instruments:type_name -> countinghouse.exchange.v1.Instrument
-	15, // 10: countinghouse.exchange.v1.BookSnapshot.bids:type_name -> countinghouse.exchange.v1.Level
-	15, // 11: countinghouse.exchange.v1.BookSnapshot.asks:type_name -> countinghouse.exchange.v1.Level
-	16, // 12: countinghouse.exchange.v1.BookUpdate.book:type_name -> countinghouse.exchange.v1.BookSnapshot
+	13, // 9: countinghouse.exchange.v1.InstrumentsResponse.instruments:type_name -> countinghouse.exchange.v1.Instrument
+	16, // 10: countinghouse.exchange.v1.BookSnapshot.bids:type_name -> countinghouse.exchange.v1.Level
+	16, // 11: countinghouse.exchange.v1.BookSnapshot.asks:type_name -> countinghouse.exchange.v1.Level
+	17, // 12: countinghouse.exchange.v1.BookUpdate.book:type_name -> countinghouse.exchange.v1.BookSnapshot
 	0,  // 13: countinghouse.exchange.v1.Execution.taker_side:type_name -> countinghouse.exchange.v1.Side
-	23, // 14: countinghouse.exchange.v1.AccountResponse.positions:type_name -> countinghouse.exchange.v1.Position
-	31, // 15: countinghouse.exchange.v1.SettleRequest.prices:type_name -> countinghouse.exchange.v1.SettleRequest.PricesEntry
+	24, // 14: countinghouse.exchange.v1.AccountResponse.positions:type_name -> countinghouse.exchange.v1.Position
+	32, // 15: countinghouse.exchange.v1.SettleRequest.prices:type_name -> countinghouse.exchange.v1.SettleRequest.PricesEntry
 	5,  // 16: countinghouse.exchange.v1.OrderEntry.Submit:input_type -> countinghouse.exchange.v1.SubmitRequest
 	6,  // 17: countinghouse.exchange.v1.OrderEntry.Cancel:input_type -> countinghouse.exchange.v1.CancelRequest
 	7,  // 18: countinghouse.exchange.v1.OrderEntry.Amend:input_type -> countinghouse.exchange.v1.AmendRequest
-	9,  // 19: countinghouse.exchange.v1.OrderEntry.Session:input_type -> countinghouse.exchange.v1.SessionRequest
-	11, // 20: countinghouse.exchange.v1.MarketData.Instruments:input_type -> countinghouse.exchange.v1.InstrumentsRequest
-	14, // 21: countinghouse.exchange.v1.MarketData.Book:input_type -> countinghouse.exchange.v1.BookRequest
-	14, // 22: countinghouse.exchange.v1.MarketData.Books:input_type -> countinghouse.exchange.v1.BookRequest
-	18, // 23: countinghouse.exchange.v1.MarketData.Executions:input_type -> countinghouse.exchange.v1.ExecutionsRequest
-	20, // 24: countinghouse.exchange.v1.Accounts.OpenAccount:input_type -> countinghouse.exchange.v1.OpenAccountRequest
-	21, // 25: countinghouse.exchange.v1.Accounts.Deposit:input_type -> countinghouse.exchange.v1.CashRequest
-	21, // 26: countinghouse.exchange.v1.Accounts.Withdraw:input_type -> countinghouse.exchange.v1.CashRequest
-	22, // 27: countinghouse.exchange.v1.Accounts.Account:input_type -> countinghouse.exchange.v1.AccountRequest
-	25, // 28: countinghouse.exchange.v1.Control.Halt:input_type -> countinghouse.exchange.v1.HaltRequest
-	27, // 29: countinghouse.exchange.v1.Control.Settle:input_type -> countinghouse.exchange.v1.SettleRequest
-	29, // 30: countinghouse.exchange.v1.Control.State:input_type -> countinghouse.exchange.v1.StateRequest
+	10, // 19: countinghouse.exchange.v1.OrderEntry.Session:input_type -> countinghouse.exchange.v1.SessionRequest
+	12, // 20: countinghouse.exchange.v1.MarketData.Instruments:input_type -> countinghouse.exchange.v1.InstrumentsRequest
+	15, // 21: countinghouse.exchange.v1.MarketData.Book:input_type -> countinghouse.exchange.v1.BookRequest
+	15, // 22: countinghouse.exchange.v1.MarketData.Books:input_type -> countinghouse.exchange.v1.BookRequest
+	19, // 23: countinghouse.exchange.v1.MarketData.Executions:input_type -> countinghouse.exchange.v1.ExecutionsRequest
+	21, // 24: countinghouse.exchange.v1.Accounts.OpenAccount:input_type -> countinghouse.exchange.v1.OpenAccountRequest
+	22, // 25: countinghouse.exchange.v1.Accounts.Deposit:input_type -> countinghouse.exchange.v1.CashRequest
+	22, // 26: countinghouse.exchange.v1.Accounts.Withdraw:input_type -> countinghouse.exchange.v1.CashRequest
+	23, // 27: countinghouse.exchange.v1.Accounts.Account:input_type -> countinghouse.exchange.v1.AccountRequest
+	26, // 28: countinghouse.exchange.v1.Control.Halt:input_type -> countinghouse.exchange.v1.HaltRequest
+	28, // 29: countinghouse.exchange.v1.Control.Settle:input_type -> countinghouse.exchange.v1.SettleRequest
+	30, // 30: countinghouse.exchange.v1.Control.State:input_type -> countinghouse.exchange.v1.StateRequest
 	8,  // 31: countinghouse.exchange.v1.OrderEntry.Submit:output_type -> countinghouse.exchange.v1.OrderResponse
 	8,  // 32: countinghouse.exchange.v1.OrderEntry.Cancel:output_type -> countinghouse.exchange.v1.OrderResponse
 	8,  // 33: countinghouse.exchange.v1.OrderEntry.Amend:output_type -> countinghouse.exchange.v1.OrderResponse
-	10, // 34: countinghouse.exchange.v1.OrderEntry.Session:output_type -> countinghouse.exchange.v1.SessionResponse
-	13, // 35: countinghouse.exchange.v1.MarketData.Instruments:output_type -> countinghouse.exchange.v1.InstrumentsResponse
-	16, // 36: countinghouse.exchange.v1.MarketData.Book:output_type -> countinghouse.exchange.v1.BookSnapshot
-	17, // 37: countinghouse.exchange.v1.MarketData.Books:output_type -> countinghouse.exchange.v1.BookUpdate
-	19, // 38: countinghouse.exchange.v1.MarketData.Executions:output_type -> countinghouse.exchange.v1.Execution
-	24, // 39: countinghouse.exchange.v1.Accounts.OpenAccount:output_type -> countinghouse.exchange.v1.AccountResponse
-	24, // 40: countinghouse.exchange.v1.Accounts.Deposit:output_type -> countinghouse.exchange.v1.AccountResponse
-	24, // 41: countinghouse.exchange.v1.Accounts.Withdraw:output_type -> countinghouse.exchange.v1.AccountResponse
-	24, // 42: countinghouse.exchange.v1.Accounts.Account:output_type -> countinghouse.exchange.v1.AccountResponse
-	26, // 43: countinghouse.exchange.v1.Control.Halt:output_type -> countinghouse.exchange.v1.HaltResponse
-	28, // 44: countinghouse.exchange.v1.Control.Settle:output_type -> countinghouse.exchange.v1.SettleResponse
-	30, // 45: countinghouse.exchange.v1.Control.State:output_type -> countinghouse.exchange.v1.StateResponse
+	11, // 34: countinghouse.exchange.v1.OrderEntry.Session:output_type -> countinghouse.exchange.v1.SessionResponse
+	14, // 35: countinghouse.exchange.v1.MarketData.Instruments:output_type -> countinghouse.exchange.v1.InstrumentsResponse
+	17, // 36: countinghouse.exchange.v1.MarketData.Book:output_type -> countinghouse.exchange.v1.BookSnapshot
+	18, // 37: countinghouse.exchange.v1.MarketData.Books:output_type -> countinghouse.exchange.v1.BookUpdate
+	20, // 38: countinghouse.exchange.v1.MarketData.Executions:output_type -> countinghouse.exchange.v1.Execution
+	25, // 39: countinghouse.exchange.v1.Accounts.OpenAccount:output_type -> countinghouse.exchange.v1.AccountResponse
+	25, // 40: countinghouse.exchange.v1.Accounts.Deposit:output_type -> countinghouse.exchange.v1.AccountResponse
+	25, // 41: countinghouse.exchange.v1.Accounts.Withdraw:output_type -> countinghouse.exchange.v1.AccountResponse
+	25, // 42: countinghouse.exchange.v1.Accounts.Account:output_type -> countinghouse.exchange.v1.AccountResponse
+	27, // 43: countinghouse.exchange.v1.Control.Halt:output_type -> countinghouse.exchange.v1.HaltResponse
+	29, // 44: countinghouse.exchange.v1.Control.Settle:output_type -> countinghouse.exchange.v1.SettleResponse
+	31, // 45: countinghouse.exchange.v1.Control.State:output_type -> countinghouse.exchange.v1.StateResponse
 	31, // [31:46] is the sub-list for method output_type
 	16, // [16:31] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name
@@ -2456,7 +2517,7 @@ func file_exchange_exchangepb_exchange_proto_init() {
 	if File_exchange_exchangepb_exchange_proto != nil {
 		return
 	}
-	file_exchange_exchangepb_exchange_proto_msgTypes[4].OneofWrappers = []any{
+	file_exchange_exchangepb_exchange_proto_msgTypes[5].OneofWrappers = []any{
 		(*SessionRequest_Submit)(nil),
 		(*SessionRequest_Cancel)(nil),
 		(*SessionRequest_Amend)(nil),
@@ -2467,7 +2528,7 @@ func file_exchange_exchangepb_exchange_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_exchange_exchangepb_exchange_proto_rawDesc), len(file_exchange_exchangepb_exchange_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

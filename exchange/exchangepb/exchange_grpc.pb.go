@@ -260,7 +260,8 @@ type MarketDataClient interface {
 	// snapshot whose missed field says how many updates it replaces.
 	Books(ctx context.Context, in *BookRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BookUpdate], error)
 	// Executions is the drop copy: every execution from the time of the call on.
-	// A reader that lags is told how many events it missed.
+	// A reader that lags is told how many events it missed: with the next
+	// execution, or at once in a message whose seq is 0 when there is none.
 	Executions(ctx context.Context, in *ExecutionsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Execution], error)
 }
 
@@ -342,7 +343,8 @@ type MarketDataServer interface {
 	// snapshot whose missed field says how many updates it replaces.
 	Books(*BookRequest, grpc.ServerStreamingServer[BookUpdate]) error
 	// Executions is the drop copy: every execution from the time of the call on.
-	// A reader that lags is told how many events it missed.
+	// A reader that lags is told how many events it missed: with the next
+	// execution, or at once in a message whose seq is 0 when there is none.
 	Executions(*ExecutionsRequest, grpc.ServerStreamingServer[Execution]) error
 	mustEmbedUnimplementedMarketDataServer()
 }

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/countinghouse/countinghouse/exchange"
+	"github.com/countinghouse/countinghouse/exchange/server"
+)
+
+const (
+	progressLogEvery     = time.Second
+	metricsHeaderTimeout = 5 * time.Second
+)
+
+// logProgress returns a Progress that logs about once a second.
+func logProgress(log *slog.Logger) func(exchange.Progress) {
+	last := time.Now()
+	return func(p exchange.Progress) {
+		if time.Since(last) < progressLogEvery {
+			return
+		}
+		last = time.Now()
+		log.Info(string(p.Phase), "records", p.Done, "of", p.Total)
+	}
+}
+
+// run runs an exchange until ctx ends or it can not go on.
+func (f *flags) run(ctx context.Context, cmd *cobra.Command) (err error) {
+	log, err := f.logger(cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	config, err := f.config(cmd, log)
+	if err != nil {
+		return err
+	}
+	// The ports first: a second exchange on them fails without a trace.
+	l, err := listen("listen", f.listen)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	var metrics net.Listener
+	if f.metricsListen != "" {
+		if metrics, err = listen("metrics-listen", f.metricsListen); err != nil {
+			return err
+		}
+		defer metrics.Close()
+	}
+	x, err := exchange.Open(ctx, config)
+	if errors.Is(err, exchange.ErrConfig) {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	if err != nil {
+		return err
+	}
+	return f.serve(ctx, cmd, x, l, metrics)
+}
+
+// serve answers until ctx ends or the exchange can not go on, and ends it.
+func (f *flags) serve(ctx context.Context, cmd *cobra.Command, x *exchange.Exchange, l, metrics net.Listener) error {
+	log := x.Config().Log
+	s, err := server.New(x, server.Options{})
+	if err != nil {
+		_, closeErr := x.Close()
+		return errors.Join(err, closeErr)
+	}
+	if metrics != nil {
+		h := f.serveMetrics(s, x, metrics, log)
+		defer h.Close()
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	r := x.Recovery()
+	log.Info("recovered", "records", r.Records, "from_outbox", r.FromOutbox, "drained", r.Drained, "delivered", r.Delivered,
+		"state_checked", r.StateChecked, "drain_took", r.DrainTook, "replay_took", r.ReplayTook)
+	fmt.Fprintf(cmd.OutOrStdout(), "exchange %s takes orders on %s; %d records so far\n", x.Config().Shards.Cluster, l.Addr(), r.Global)
+	select {
+	case <-ctx.Done():
+		log.Info("stopping")
+	case <-x.Failed():
+		err = x.Err()
+	case err = <-served:
+	}
+	s.Drain()
+	closed, closeErr := x.Close()
+	s.Stop(f.stopGrace)
+	log.Info("stopped", "global", closed.State.Global, "everything_delivered", closed.Drained)
+	return errors.Join(err, closeErr)
+}
+
+func (f *flags) serveMetrics(s *server.Server, x *exchange.Exchange, l net.Listener, log *slog.Logger) *http.Server {
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", s.Metrics(x.Collector()))
+	h := &http.Server{Handler: mux, ReadHeaderTimeout: metricsHeaderTimeout}
+	go func() {
+		if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("metrics are not served any more", "error", err)
+		}
+	}()
+	log.Info("metrics", "url", "http://"+l.Addr().String()+"/metrics")
+	return h
+}
+
+func listen(flag, address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("--%s %s: the port is in use: stop the other process or choose another port (%w)", flag, address, err)
+	case err != nil:
+		return nil, fmt.Errorf("%w: --%s %s: %w", errUsage, flag, address, err)
+	}
+	return l, nil
+}

@@ -1,0 +1,252 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/countinghouse/countinghouse/exchange/core"
+	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
+	"github.com/countinghouse/countinghouse/exchange/gateway"
+	"github.com/countinghouse/countinghouse/exchange/matching"
+	"github.com/countinghouse/countinghouse/exchange/risk"
+	"github.com/countinghouse/countinghouse/record"
+)
+
+// marketData is the MarketData service.
+type marketData struct {
+	pb.UnimplementedMarketDataServer
+	*Server
+}
+
+const (
+	depthDefault = 10
+	depthMax     = 1000
+)
+
+var errDropped = errors.New("the outbox was full and the records were dropped")
+
+// Instruments lists what is traded.
+func (m *marketData) Instruments(context.Context, *pb.InstrumentsRequest) (*pb.InstrumentsResponse, error) {
+	views := m.x.Router().Instruments()
+	if views == nil {
+		return nil, refusal(risk.Unavailable, "")
+	}
+	out := &pb.InstrumentsResponse{}
+	for i := range views {
+		v := &views[i]
+		out.Instruments = append(out.Instruments, &pb.Instrument{
+			Name: v.Terms.Symbol.String(), Tick: v.Terms.FormatPrice(1), TickValue: v.Terms.TickValue,
+			UpperLimit: v.Terms.UpperLimit, LowerLimit: v.Terms.LowerLimit, MaxOrderVolume: v.Terms.MaxOrderVolume,
+			Halted: v.Halted, LastSeq: v.Seq,
+		})
+	}
+	return out, nil
+}
+
+// bookOf returns what a BookRequest asks for.
+func (m *marketData) bookOf(r *pb.BookRequest) (record.Symbol, int, error) {
+	sym, _, bad := m.termsOf(r.Instrument)
+	if bad != nil {
+		return sym, 0, refusal(bad.why, bad.message)
+	}
+	depth := int(r.Depth)
+	if depth == 0 {
+		depth = depthDefault
+	}
+	if depth > depthMax {
+		return sym, 0, invalid("depth", "%d; use up to %d, or 0 for %d", r.Depth, depthMax, depthDefault)
+	}
+	return sym, depth, nil
+}
+
+// Book returns the best levels of an instrument's book.
+func (m *marketData) Book(_ context.Context, r *pb.BookRequest) (*pb.BookSnapshot, error) {
+	sym, depth, err := m.bookOf(r)
+	if err != nil {
+		return nil, err
+	}
+	return m.snapshot(sym, depth)
+}
+
+func (m *marketData) snapshot(sym record.Symbol, depth int) (*pb.BookSnapshot, error) {
+	view, ok := m.x.Router().Book(sym, depth)
+	if !ok {
+		return nil, refusal(risk.Unavailable, "")
+	}
+	return snapshot(&view), nil
+}
+
+func snapshot(v *core.BookView) *pb.BookSnapshot {
+	return &pb.BookSnapshot{Instrument: v.Instrument.String(), Seq: v.Seq, Bids: levels(v.Bids), Asks: levels(v.Asks)}
+}
+
+func levels(in []matching.Level) []*pb.Level {
+	out := make([]*pb.Level, len(in))
+	for i := range in {
+		out[i] = &pb.Level{Price: in[i].Price, Volume: in[i].Volume, Orders: int32(in[i].Orders)}
+	}
+	return out
+}
+
+// subscribe adds a subscriber to the fan-out, if there is room for one more.
+func (s *Server) subscribe(topics gateway.Topics) (*gateway.Subscription, func(), error) {
+	if s.subscribers.Add(1) > int64(s.options.SubscribersMax) {
+		s.subscribers.Add(-1)
+		return nil, nil, statusOf(codes.ResourceExhausted, Overloaded, "too many Books and Executions streams; try again later")
+	}
+	sub := s.x.Fanout().Subscribe(topics, s.options.SubscriberEventsMax)
+	return sub, func() {
+		sub.Close()
+		s.subscribers.Add(-1)
+	}, nil
+}
+
+// Books sends the book, and again after it changed: not more often than
+// BookPause allows, so that one update can stand for several changes.
+func (m *marketData) Books(r *pb.BookRequest, stream grpc.ServerStreamingServer[pb.BookUpdate]) error {
+	sym, depth, err := m.bookOf(r)
+	if err != nil {
+		return err
+	}
+	sub, done, err := m.subscribe(gateway.MarketData)
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, cancel := m.streaming(stream.Context())
+	defer cancel()
+	var missed uint64
+	for {
+		book, err := m.snapshot(sym, depth)
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(&pb.BookUpdate{Book: book, Missed: missed}); err != nil {
+			return err
+		}
+		if missed, err = m.nextChange(ctx, sub, sym, book.Seq); err != nil {
+			return m.streamEnd(stream.Context())
+		}
+	}
+}
+
+// nextChange waits for a change of the book after seq, and returns how many
+// further changes the next snapshot takes in.
+func (m *marketData) nextChange(ctx context.Context, sub *gateway.Subscription, sym record.Symbol, seq uint64) (missed uint64, err error) {
+	var e gateway.Event
+	changes := uint64(0)
+	count := func() {
+		missed += e.Missed
+		if e.Kind == gateway.TopEvent && e.Top.Instrument == sym && e.Top.Seq > seq {
+			changes++
+		}
+	}
+	for changes == 0 && missed == 0 {
+		if err := sub.Next(ctx, &e); err != nil {
+			return 0, err
+		}
+		count()
+	}
+	if err := pause(ctx, m.options.BookPause); err != nil {
+		return 0, err
+	}
+	for sub.TryNext(&e) {
+		count()
+	}
+	return missed + max(changes, 1) - 1, nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// streamEnd returns the status with which a subscription ends.
+func (s *Server) streamEnd(stream context.Context) error { return refusalStopping(stream) }
+
+func refusalStopping(stream context.Context) error {
+	if err := stream.Err(); err != nil {
+		return status.FromContextError(err).Err()
+	}
+	return refusal(risk.Unavailable, "")
+}
+
+// Executions sends every execution from the time of the call on.
+func (m *marketData) Executions(r *pb.ExecutionsRequest, stream grpc.ServerStreamingServer[pb.Execution]) error {
+	var only record.Symbol
+	if r.Instrument != "" {
+		var bad *reject
+		if only, _, bad = m.termsOf(r.Instrument); bad != nil {
+			return refusal(bad.why, bad.message)
+		}
+	}
+	sub, done, err := m.subscribe(gateway.Executions)
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, cancel := m.streaming(stream.Context())
+	defer cancel()
+	if err := stream.SendHeader(nil); err != nil { // tells the client that it is subscribed
+		return err
+	}
+	return m.copyExecutions(ctx, sub, stream, only, r.Account)
+}
+
+func (m *marketData) copyExecutions(ctx context.Context, sub *gateway.Subscription, stream grpc.ServerStreamingServer[pb.Execution], only record.Symbol, account uint64) error {
+	var missed uint64
+	var e gateway.Event
+	for {
+		if !sub.TryNext(&e) {
+			if missed > 0 {
+				if err := stream.Send(&pb.Execution{Missed: missed}); err != nil {
+					return err
+				}
+				missed = 0
+			}
+			if sub.Next(ctx, &e) != nil {
+				return m.streamEnd(stream.Context())
+			}
+		}
+		missed += e.Missed
+		if !concerns(&e, only, account) {
+			continue
+		}
+		out := execution(e.Record.TradeExecuted())
+		out.Missed, missed = missed, 0
+		if err := stream.Send(out); err != nil {
+			return err
+		}
+	}
+}
+
+// concerns reports whether e is an execution that was asked for.
+func concerns(e *gateway.Event, only record.Symbol, account uint64) bool {
+	if e.Kind != gateway.RecordEvent || e.Record.Type != record.TypeTradeExecuted {
+		return false
+	}
+	if only != (record.Symbol{}) && e.Record.Instrument != only {
+		return false
+	}
+	t := e.Record.TradeExecuted()
+	return account == 0 || t.MakerAccount == account || t.TakerAccount == account
+}
+
+func execution(t *record.TradeExecuted) *pb.Execution {
+	return &pb.Execution{
+		Instrument: t.Instrument.String(), Seq: t.Seq, TradeId: t.TradeID, Price: t.Price, Volume: t.Volume,
+		MakerOrderId: t.MakerOrderID, TakerOrderId: t.TakerOrderID, MakerAccount: t.MakerAccount, TakerAccount: t.TakerAccount,
+		TakerSide: pb.Side(t.TakerSide), Time: t.Time,
+	}
+}

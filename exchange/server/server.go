@@ -1,0 +1,162 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/countinghouse/countinghouse/exchange"
+	"github.com/countinghouse/countinghouse/exchange/core"
+	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
+	"github.com/countinghouse/countinghouse/exchange/gateway"
+	"github.com/countinghouse/countinghouse/record"
+)
+
+// Backend is the exchange as the server needs it; *exchange.Exchange is one.
+type Backend interface {
+	Router() *core.Router
+	Fanout() *gateway.Fanout
+	OnDurable(instrument record.Symbol, seq uint64, done func(error))
+	State() (core.State, error)
+	Stats() exchange.Stats
+}
+
+// Options bound a Server. The zero value of a field means its default.
+type Options struct {
+	// ConnectionStreamsMax bounds the calls at a time on one connection.
+	// Default 1024.
+	ConnectionStreamsMax int
+	// MessageBytesMax bounds a request. Default 256 KiB.
+	MessageBytesMax int
+	// DurableWaitsMax bounds the requests that wait for durability, and
+	// SessionDurableWaitsMax those of one session. Defaults 65536 and 16384.
+	DurableWaitsMax, SessionDurableWaitsMax int
+	// SessionAnswersMax bounds the answers that a session has not taken yet;
+	// then its requests are not read. Default 1024.
+	SessionAnswersMax int
+	// SubscribersMax bounds the Books and Executions streams at a time.
+	// Default 256.
+	SubscribersMax int
+	// SubscriberEventsMax is how far a subscriber may lag before it misses
+	// events. Default gateway.DefaultRingEvents.
+	SubscriberEventsMax int
+	// BookPause is the least time between two updates of one Books stream.
+	// Default 1 ms.
+	BookPause time.Duration
+}
+
+func (o *Options) complete() error {
+	for _, f := range []struct {
+		name string
+		v    *int
+		def  int
+		most int
+	}{
+		{"ConnectionStreamsMax", &o.ConnectionStreamsMax, 1024, 1 << 20},
+		{"MessageBytesMax", &o.MessageBytesMax, 256 << 10, 16 << 20},
+		{"DurableWaitsMax", &o.DurableWaitsMax, 65536, 1 << 24},
+		{"SessionDurableWaitsMax", &o.SessionDurableWaitsMax, 16384, 1 << 24},
+		{"SessionAnswersMax", &o.SessionAnswersMax, 1024, 1 << 20},
+		{"SubscribersMax", &o.SubscribersMax, 256, 1 << 16},
+		{"SubscriberEventsMax", &o.SubscriberEventsMax, gateway.DefaultRingEvents, 1 << 20},
+	} {
+		if *f.v == 0 {
+			*f.v = f.def
+		}
+		if *f.v < 1 || *f.v > f.most {
+			return fmt.Errorf("exchange server: %s: %d: use 1 to %d", f.name, *f.v, f.most)
+		}
+	}
+	if o.BookPause == 0 {
+		o.BookPause = time.Millisecond
+	}
+	if o.BookPause < 0 {
+		return fmt.Errorf("exchange server: BookPause: %v is negative", o.BookPause)
+	}
+	return nil
+}
+
+// Server serves one exchange. Serve and Stop are called once.
+type Server struct {
+	x       Backend
+	options Options
+	grpc    *grpc.Server
+	health  *health.Server
+	metrics metrics
+
+	durableWaits atomic.Int64
+	subscribers  atomic.Int64
+	terms        sync.Map // record.Symbol → *order.Instrument; ticks never change
+
+	stopping chan struct{} // ends the streams that have no end of their own
+	stop     sync.Once
+}
+
+// New returns a server of x, which runs.
+func New(x Backend, o Options) (*Server, error) {
+	if err := o.complete(); err != nil {
+		return nil, err
+	}
+	s := &Server{x: x, options: o, metrics: newMetrics(), stopping: make(chan struct{}), health: health.NewServer()}
+	s.grpc = grpc.NewServer(
+		grpc.MaxConcurrentStreams(uint32(o.ConnectionStreamsMax)),
+		grpc.MaxRecvMsgSize(o.MessageBytesMax),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+	)
+	pb.RegisterOrderEntryServer(s.grpc, &orderEntry{Server: s})
+	pb.RegisterMarketDataServer(s.grpc, &marketData{Server: s})
+	pb.RegisterAccountsServer(s.grpc, &accounts{Server: s})
+	pb.RegisterControlServer(s.grpc, &control{Server: s})
+	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	return s, nil
+}
+
+// Serve answers on l until Stop is called.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.grpc.Serve(l); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("exchange server: %w", err)
+	}
+	return nil
+}
+
+// Drain tells clients, through the health service, that the exchange is about to
+// end. Calls are still answered.
+func (s *Server) Drain() { s.health.Shutdown() }
+
+// Stop ends the subscriptions, waits up to grace for the other calls, and ends
+// them too.
+func (s *Server) Stop(grace time.Duration) {
+	s.stop.Do(func() {
+		s.health.Shutdown()
+		close(s.stopping)
+		timer := time.AfterFunc(grace, s.grpc.Stop)
+		defer timer.Stop()
+		s.grpc.GracefulStop()
+	})
+}
+
+// streaming returns a context that ends with the stream's or when the server
+// stops.
+func (s *Server) streaming(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-s.stopping:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
