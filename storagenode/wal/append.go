@@ -95,9 +95,9 @@ func (w *WAL) appendGroup(logs []*raft.Log) error {
 	w.beginGroup(s)
 	start := len(w.buf)
 	base := s.end - int64(start)
-	offsets := make([]uint32, len(logs))
+	w.offsets = w.offsets[:0]
 	for i, l := range logs {
-		offsets[i] = uint32((base + int64(len(w.buf))) / frameAlign)
+		w.offsets = append(w.offsets, uint32((base+int64(len(w.buf)))/frameAlign))
 		h := frameHeader{
 			dataLen: uint32(len(l.Data)), extLen: uint32(len(l.Extensions)),
 			index: l.Index, term: l.Term, appendedAt: unixNanos(l.AppendedAt),
@@ -114,7 +114,7 @@ func (w *WAL) appendGroup(logs []*raft.Log) error {
 	}
 	s.group++
 	w.metrics.entries.Add(float64(len(logs)))
-	w.publish(s, logs, offsets, end)
+	w.publish(s, logs, end)
 	return nil
 }
 
@@ -141,10 +141,13 @@ func (w *WAL) writeGroup(s *segment) error {
 	if rest := (at + int64(len(w.buf))) % frameStart; rest != 0 {
 		w.buf = append(w.buf, zeroPage[rest:]...)
 	}
+	began := time.Now()
+	w.writingSince.Store(began.UnixNano())
+	defer w.writingSince.Store(0)
 	if _, err := s.file.WriteAt(w.buf, at); err != nil {
 		return w.fail(fmt.Sprintf("write of %d bytes at offset %d", len(w.buf), at), s.path, err)
 	}
-	began := time.Now()
+	began = time.Now()
 	if err := s.file.SyncData(); err != nil {
 		return w.fail("fdatasync", s.path, err)
 	}
@@ -170,9 +173,9 @@ func (w *WAL) started(s *segment) {
 var zeroPage [frameStart]byte
 
 // publish lets readers see what has reached the disk.
-func (w *WAL) publish(s *segment, logs []*raft.Log, offsets []uint32, end int64) {
+func (w *WAL) publish(s *segment, logs []*raft.Log, end int64) {
 	w.mu.Lock()
-	s.offsets = append(s.offsets, offsets...)
+	s.offsets = append(s.offsets, w.offsets...)
 	s.end = end
 	if w.last == 0 {
 		w.first = logs[0].Index

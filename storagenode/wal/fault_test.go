@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -224,4 +225,42 @@ func TestDiskFullWhilePreparing(t *testing.T) {
 		acked = append(acked, e)
 	}
 	checkContents(t, w, acked)
+}
+
+// Until the header that ends them is on disk, the segments that a truncation
+// leaves behind are part of the log: none is handed to the recycler before. And
+// a watchdog sees that the fdatasync is under way.
+func TestDeadSegmentsOutliveTheFdatasync(t *testing.T) {
+	var atSync atomic.Pointer[func()]
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if f := atSync.Load(); f != nil && op.Kind == errorfs.OpFileSyncData {
+			(*f)()
+		}
+		return nil
+	}))
+	w := mustOpen(t, fs, Options{SegmentBytes: 16 << 10})
+	mustStore(t, w, makeRun(1, 30, 1, 3000)...)
+	waitPrepared(w)
+	if w.WritingFor() != 0 {
+		t.Error("a write is under way before the call")
+	}
+	calls := 0
+	check := func() {
+		calls++
+		w.recycler.mu.Lock()
+		defer w.recycler.mu.Unlock()
+		if len(w.recycler.dead) != 0 || len(w.dead) < 5 {
+			t.Errorf("%d segments were handed over, %d kept", len(w.recycler.dead), len(w.dead))
+		}
+		if w.WritingFor() == 0 {
+			t.Error("no write is under way in the fdatasync")
+		}
+		atSync.Store(nil)
+	}
+	atSync.Store(&check)
+	mustDelete(t, w, 4, 30)
+	if calls != 1 || w.WritingFor() != 0 {
+		t.Errorf("%d fdatasyncs", calls)
+	}
+	checkContents(t, w, makeRun(1, 3, 1, 3000))
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
@@ -83,8 +84,11 @@ type WAL struct {
 	recovery Recovery
 	fatal    atomic.Pointer[error]
 
+	writingSince atomic.Int64 // Unix nanoseconds; 0 while no group is being written
+
 	writing sync.Mutex // held by the one call that changes the log
 	buf     []byte     // of the group being written; guarded by writing
+	offsets []uint32   // of the group being written; guarded by writing
 	dead    []*segment // to be recycled once the active segment is on disk; guarded by writing
 	closed  bool       // changed under writing and mu, read under either
 
@@ -178,6 +182,16 @@ func (w *WAL) LastIndex() (uint64, error) {
 // MaxEntryBytes is the most that an entry's Data and Extensions may have
 // together.
 func (w *WAL) MaxEntryBytes() int64 { return w.opts.SegmentBytes - frameStart - frameHeaderSize }
+
+// WritingFor returns how long the write and fdatasync under way have taken so
+// far, 0 when there are none: a watchdog can tell a hung disk by it.
+func (w *WAL) WritingFor() time.Duration {
+	since := w.writingSince.Load()
+	if since == 0 {
+		return 0
+	}
+	return time.Since(time.Unix(0, since))
+}
 
 // Recovery tells what Open found.
 func (w *WAL) Recovery() Recovery { return w.recovery }
