@@ -158,9 +158,6 @@ type segment struct {
 // count returns how many entries the segment holds.
 func (s *segment) count() uint64 { return uint64(len(s.offsets)) }
 
-// last returns the index of the segment's last entry; it must hold one.
-func (s *segment) last() uint64 { return s.header.firstIndex + s.count() - 1 }
-
 // room returns how many bytes of frames still fit.
 func (s *segment) room() int64 { return s.header.fileBytes - s.end }
 
