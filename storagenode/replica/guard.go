@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -111,10 +112,40 @@ func (g *diskGuard) must(what string, write func() error) error {
 	return err
 }
 
-// guardedLog is a log store whose writes are watched.
+// guardedLog is a log store whose writes are watched. It also knows the newest
+// snapshot's last entry.
 type guardedLog struct {
 	raft.LogStore
 	guard *diskGuard
+	last  atomic.Pointer[entryID] // nil before the first snapshot
+}
+
+// entryID tells a log entry from all others.
+type entryID struct{ index, term uint64 }
+
+func (l *guardedLog) snapshot() entryID {
+	if last := l.last.Load(); last != nil {
+		return *last
+	}
+	return entryID{}
+}
+
+// GetLog implements raft.LogStore. It vouches for the index and term of the newest
+// snapshot's last entry, by an entry without effect, when the log does not hold
+// it. After a snapshot from a leader the log begins behind that entry, and the
+// library looks for it there and nowhere else when a leader's request follows it:
+// a follower with a suffix to be overwritten would be sent the snapshot for ever.
+//
+// The entry is never sent to anybody: a leader that sends it has looked for the
+// one before it, which is not there. Only the first entry of all has none before
+// it, and is left out here.
+func (l *guardedLog) GetLog(index uint64, log *raft.Log) error {
+	err := l.LogStore.GetLog(index, log)
+	if last := l.snapshot(); errors.Is(err, raft.ErrLogNotFound) && index == last.index && index > 1 {
+		*log = raft.Log{Index: last.index, Term: last.term, Type: raft.LogNoop}
+		return nil
+	}
+	return err
 }
 
 // IsMonotonic implements raft.MonotonicLogStore.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -113,7 +114,7 @@ func (r *Replica) trimLog() error {
 	}
 	drop := last
 	if last >= index && first <= index {
-		switch held, err := termAt(r.logs, index); {
+		switch held, err := termAt(r.logs.LogStore, index); {
 		case errors.Is(err, raft.ErrLogNotFound):
 			drop = index // a hole before the snapshot's index, in a log store that allows it
 		case err != nil:
@@ -134,28 +135,45 @@ func termAt(logs raft.LogStore, index uint64) (uint64, error) {
 	return l.Term, err
 }
 
-// has implements snapshotReceiver. A node that holds all of the snapshot as
-// committed entries must not take it: it would lose entries beyond the snapshot
-// that it has acknowledged, and that a quorum may rest on.
+// has implements snapshotReceiver. If the log holds the snapshot's last entry, it
+// holds all of the snapshot, and the leader is told so: to take the snapshot would
+// drop entries behind it that this node has acknowledged, and that a quorum may
+// rest on.
 func (r *Replica) has(index, term uint64) (bool, error) {
-	applied, _ := r.fsm.appliedIndex()
-	if index > max(applied, r.raft().CommitIndex()) {
-		return false, nil
-	}
 	if held, err := termAt(r.logs, index); err == nil && held == term {
+		if why, err := r.lostTrack(); err != nil || why != "" {
+			r.restartRaft(why)
+			return true, err
+		}
 		return true, nil
 	}
-	newest, err := r.snapshots.newest()
+	applied, _ := r.fsm.appliedIndex()
+	if committed := max(applied, r.raft().CommitIndex()); index <= committed {
+		return false, fmt.Errorf("member %s has committed entries up to %d: it can not go back to a snapshot at %d of term %d", r.cfg.ID, committed, index, term)
+	}
+	return false, nil
+}
+
+// lostTrack says how the Raft instance is wrong about where the log ends, or "".
+func (r *Replica) lostTrack() (string, error) {
+	last, err := r.logs.LastIndex()
 	if err != nil {
-		return false, err
+		return "", err
 	}
-	if newest == nil || newest.Raft.Index != index || newest.Raft.Term != term {
-		return false, fmt.Errorf("member %s holds entries up to %d: it can not go back to a snapshot at %d", r.cfg.ID, applied, index)
+	if believed := r.believedLast(); believed > last && believed >= r.logs.snapshot().index {
+		return fmt.Sprintf("raft believes in a last entry %d, the log ends at %d", believed, last), nil
 	}
-	if r.raft().LastIndex() != index {
-		r.restartRaft(fmt.Sprintf("the snapshot at %d is offered again", index))
+	return "", nil
+}
+
+// believedLast returns the index of the log's last entry as the Raft instance
+// remembers it.
+func (r *Replica) believedLast() uint64 {
+	n, err := strconv.ParseUint(r.raft().Stats()["last_log_index"], 10, 64)
+	if err != nil {
+		return 0
 	}
-	return true, nil
+	return n
 }
 
 // stage implements snapshotReceiver.
@@ -164,19 +182,11 @@ func (r *Replica) stage(data io.Reader, size int64) ([]byte, func(), error) {
 }
 
 // installed implements snapshotReceiver. It looks for the first of the states
-// that restartRaft describes, right when it comes about.
-func (r *Replica) installed(index, term uint64) {
-	last, err := r.logs.LastIndex()
-	if err != nil {
-		r.fatal(err)
-		return
-	}
-	if believed := r.raft().LastIndex(); believed != max(last, index) {
-		r.restartRaft(fmt.Sprintf("raft believes in a last entry %d after a snapshot at %d; the log ends at %d", believed, index, last))
-		return
-	}
-	if held, err := termAt(r.logs, index); err == nil && held != term {
-		r.restartRaft(fmt.Sprintf("log entry %d has term %d, and %d in the snapshot", index, held, term))
+// that restartRaft describes, right when it comes about: after it took a snapshot,
+// an instance whose log reached the snapshot's index or beyond is wrong about it.
+func (r *Replica) installed(index, _ uint64) {
+	if believed := r.believedLast(); believed >= index {
+		r.restartRaft(fmt.Sprintf("raft believes in a last entry %d after a snapshot at %d", believed, index))
 	}
 }
 

@@ -247,11 +247,13 @@ func (r *Replica) recoverStore() error {
 	if err != nil {
 		return err
 	}
+	r.snapshots.visible = func(m *raft.SnapshotMeta) { r.logs.last.Store(&entryID{m.Index, m.Term}) }
 	durable := r.fsm.live.Load().shard.DurableIndex()
 	r.fsm.setApplied(durable)
 	if newest == nil {
 		return nil
 	}
+	r.snapshots.visible(&newest.Raft)
 	r.fsm.membershipIndex.Store(newest.Raft.ConfigurationIndex)
 	if durable < newest.Covers {
 		return r.fsm.adopt(newest)
@@ -323,7 +325,7 @@ func (r *Replica) Close() error {
 	}
 	r.stopRaft()
 	r.cancel()
-	r.transport.Close()
+	r.transport.Stop()
 	r.disk.close()
 	r.background.Wait()
 	return r.closeFiles()
@@ -337,7 +339,7 @@ func (r *Replica) closeFiles() error {
 		errs = append(errs, r.closeStore())
 	}
 	if r.transport != nil {
-		r.transport.Close()
+		r.transport.Stop()
 	}
 	if r.guard != nil {
 		r.guard.close()

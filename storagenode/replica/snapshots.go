@@ -52,6 +52,7 @@ type snapshotStore struct {
 	dir            string
 	cluster, shard string
 	log            *slog.Logger
+	visible        func(*raft.SnapshotMeta) // called with each that becomes visible
 
 	mu     sync.Mutex
 	pinned map[string]int // readers by snapshot id
@@ -75,7 +76,7 @@ func openSnapshots(fs vfs.FS, dir, cluster, shard string, log *slog.Logger) (*sn
 			}
 		}
 	}
-	return &snapshotStore{fs: fs, dir: dir, cluster: cluster, shard: shard, log: log, pinned: make(map[string]int)}, nil
+	return &snapshotStore{fs: fs, dir: dir, cluster: cluster, shard: shard, log: log, pinned: make(map[string]int), visible: func(*raft.SnapshotMeta) {}}, nil
 }
 
 func (s *snapshotStore) path(elements ...string) string {
@@ -409,5 +410,9 @@ func (k *snapshotSink) finish() error {
 	if err := fs.Rename(k.s.path(k.name), k.s.path(k.ID())); err != nil {
 		return err
 	}
-	return syncDir(fs, k.s.dir)
+	if err := syncDir(fs, k.s.dir); err != nil {
+		return err
+	}
+	k.s.visible(&k.meta.Raft)
+	return nil
 }

@@ -95,8 +95,9 @@ func setDefault[T comparable](field *T, value T) {
 }
 
 // Transport carries Raft's messages over gRPC. It implements raft.Transport and
-// raft.WithPreVote. It deliberately does not implement raft.WithClose: it
-// outlives the Raft instance, which may be replaced while the node runs.
+// raft.WithPreVote. It deliberately has no method Close, which the library would
+// call with the end of a Raft instance: the transport outlives it, because the
+// instance may be replaced while the node runs.
 //
 // All methods may be called from any goroutine.
 type Transport struct {
@@ -107,10 +108,10 @@ type Transport struct {
 	receiverMu sync.RWMutex
 	receiver   snapshotReceiver
 
-	ctx    context.Context // ends with Close; carries the cluster's metadata
+	ctx    context.Context // ends with Stop; carries the cluster's metadata
 	cancel context.CancelFunc
 
-	installing sync.Mutex // held while a snapshot is received
+	installing chan struct{} // has room for the one snapshot that is received
 
 	mu         sync.Mutex
 	peers      map[raft.ServerAddress]*peer // guarded by mu
@@ -133,6 +134,8 @@ func NewTransport(o TransportOptions) *Transport {
 		ctx:      ctx,
 		cancel:   cancel,
 		peers:    make(map[raft.ServerAddress]*peer),
+
+		installing: make(chan struct{}, 1),
 	}
 	t.calls, t.cancelCall = context.WithCancel(ctx)
 	return t
@@ -152,8 +155,8 @@ func WithIdentity(ctx context.Context, cluster, shard string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, MetadataCluster, cluster, MetadataShard, shard)
 }
 
-// Close ends all streams and connections. Calls that wait return an error.
-func (t *Transport) Close() error {
+// Stop ends all streams and connections. Calls that wait return an error.
+func (t *Transport) Stop() {
 	t.cancel()
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -161,7 +164,6 @@ func (t *Transport) Close() error {
 		p.conn.Close()
 	}
 	clear(t.peers)
-	return nil
 }
 
 // Consumer implements raft.Transport.

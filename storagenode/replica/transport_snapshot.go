@@ -18,9 +18,8 @@ import (
 
 // snapshotReceiver is the part of the replica that takes snapshots from a leader.
 type snapshotReceiver interface {
-	// has reports whether the node holds everything up to the snapshot's last
-	// entry already, as part of the same history. An error means that taking
-	// the snapshot would lose what the node holds beyond it.
+	// has reports whether the log holds the snapshot's last entry, and with it
+	// everything before. An error means that the snapshot must not be taken.
 	has(index, term uint64) (bool, error)
 	// stage reads a snapshot of size bytes from r into a directory of its own
 	// and checks it. The token, written to a sink of the snapshot store, adopts
@@ -143,10 +142,12 @@ func (s *transportService) InstallSnapshot(stream grpc.ClientStreamingServer[sto
 	if err != nil {
 		return err
 	}
-	if !s.t.installing.TryLock() {
-		return status.Error(codes.Unavailable, "snapshot: another transfer is under way")
+	select {
+	case s.t.installing <- struct{}{}:
+		defer func() { <-s.t.installing }()
+	case <-stream.Context().Done():
+		return status.FromContextError(stream.Context().Err()).Err()
 	}
-	defer s.t.installing.Unlock()
 	answer, err := s.t.receiveSnapshot(stream, receiver, snapshotFromProto(first.Snapshot))
 	if err != nil {
 		return err
