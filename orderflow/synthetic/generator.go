@@ -300,3 +300,6 @@ func (m *market) middle() float64 {
 }
 
 func (m *market) within(price int64) int64 { return min(max(price, m.Lower), m.Upper) }
+
+// Knows reports whether the order is live, as far as was told.
+func (g *Generator) Knows(order uint64) bool { return g.shadow.orders[order] != nil }

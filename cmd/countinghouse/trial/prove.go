@@ -113,7 +113,12 @@ func (t *trial) audit(ctx context.Context) error {
 		}
 	}
 	published := t.report.Notifications.Received
+	last := time.Now()
 	result, err := audit.Run(ctx, replicaReader{t.client}, streams, published, func(records uint64) {
+		if time.Since(last) < progressEvery {
+			return
+		}
+		last = time.Now()
 		t.Progress("comparing replicas: %s of %s records", output.Count(records), output.Count(published))
 	})
 	if err != nil {

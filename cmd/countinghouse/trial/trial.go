@@ -25,6 +25,9 @@ type Flow interface {
 	Prepare(e *Entry) error
 	// Step makes the next request, and reports false instead when there is none.
 	Step(e *Entry) (bool, error)
+	// Due returns when, after the beginning of trading, the next step is to be
+	// made; a time that has passed means at once.
+	Due() time.Duration
 	// Steps returns how many requests the flow will make, for progress and for
 	// the instant of the kill.
 	Steps() uint64
@@ -40,10 +43,10 @@ type Config struct {
 	NodeArgs    []string
 	Instruments order.Set
 	Flow        Flow
-	Pace        float64 // requests a second; 0 for as fast as they are taken
-	KillLeader  bool    // kill the first shard's leader half-way, restart it at three quarters
+	KillLeader  bool // kill the first shard's leader half-way, restart it at three quarters
 	Delivery    exchange.Delivery
-	QuotaBytes  int64 // of the outbox; 0 for the default
+	QuotaBytes  int64        // of the outbox; 0 for the default
+	Clock       func() int64 // Unix nanoseconds; nil for the system's clock
 
 	// Progress takes a line on how far the trial is, Note one that stays.
 	Progress, Note func(format string, args ...any)
@@ -145,7 +148,7 @@ func (t *trial) start(ctx context.Context) error {
 	}
 	t.ex, err = exchange.Open(ctx, exchange.Config{
 		Shards: t.shards, Instruments: t.Instruments, OutboxDir: filepath.Join(t.Dir, outboxName),
-		Delivery: t.Delivery, QuotaBytes: t.QuotaBytes, CloseWait: drainWait, StateEvery: -1,
+		Delivery: t.Delivery, QuotaBytes: t.QuotaBytes, Clock: t.Clock, CloseWait: drainWait, StateEvery: -1,
 	})
 	if err != nil {
 		return fmt.Errorf("start the exchange: %w", err)
@@ -197,7 +200,7 @@ func (t *trial) trade(ctx context.Context) error {
 	return err
 }
 
-// drive makes the flow's requests at the configured pace. Requests that are due
+// drive makes the flow's requests when they are due. Requests that are due
 // together are made together: the pace is kept by sleeping, not by spinning.
 func (t *trial) drive(ctx context.Context, m *meter) error {
 	defer m.finish()
@@ -206,11 +209,8 @@ func (t *trial) drive(ctx context.Context, m *meter) error {
 		if n%64 == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if t.Pace > 0 {
-			due := began.Add(time.Duration(float64(n) / t.Pace * float64(time.Second)))
-			if wait := time.Until(due); wait > 0 {
-				time.Sleep(max(wait, time.Millisecond))
-			}
+		if wait := t.Flow.Due() - time.Since(began); wait > 0 {
+			time.Sleep(max(wait, time.Millisecond))
 		}
 		more, err := t.Flow.Step(t.entry)
 		if err != nil {

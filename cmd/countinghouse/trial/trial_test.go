@@ -57,6 +57,8 @@ func (f *randomFlow) Prepare(e *Entry) error {
 	return nil
 }
 
+func (f *randomFlow) Due() time.Duration { return time.Duration(f.made) * time.Second / 6000 }
+
 func (f *randomFlow) Steps() uint64 { return f.steps }
 
 func (f *randomFlow) Step(e *Entry) (bool, error) {
@@ -99,7 +101,7 @@ func testConfig(t *testing.T, seed uint64) Config {
 	return Config{
 		Seed: seed, Dir: t.TempDir(), Cluster: "trial", NodeCommand: []string{self, "node"},
 		NodeArgs:    []string{"--heartbeat-timeout", "400ms", "--segment-bytes", "8388608", "--log-level", "warn"},
-		Instruments: set, Flow: newRandomFlow(seed, 30_000, set), Pace: 6000, KillLeader: true,
+		Instruments: set, Flow: newRandomFlow(seed, 30_000, set), KillLeader: true,
 		Shards: []localcluster.Shard{
 			{Name: "s1", Instruments: []string{"IF2501", record.AccountStream}, Replicas: 3},
 			{Name: "s2", Instruments: []string{"IC2501", "IH2501"}, Replicas: 3},
