@@ -120,8 +120,8 @@ func (m *marketData) Books(r *pb.BookRequest, stream grpc.ServerStreamingServer[
 	defer done()
 	ctx, cancel := m.streaming(stream.Context())
 	defer cancel()
-	var missed uint64
-	for {
+	w := bookWatch{sub: sub, sym: sym}
+	for missed := uint64(0); ; {
 		book, err := m.snapshot(sym, depth)
 		if err != nil {
 			return err
@@ -129,36 +129,51 @@ func (m *marketData) Books(r *pb.BookRequest, stream grpc.ServerStreamingServer[
 		if err := stream.Send(&pb.BookUpdate{Book: book, Missed: missed}); err != nil {
 			return err
 		}
-		if missed, err = m.nextChange(ctx, sub, sym, book.Seq); err != nil {
+		if missed, err = w.next(ctx, book.Seq, m.options.BookPause); err != nil {
 			return m.streamEnd(stream.Context())
 		}
 	}
 }
 
-// nextChange waits for a change of the book after seq, and returns how many
-// further changes the next snapshot takes in.
-func (m *marketData) nextChange(ctx context.Context, sub *gateway.Subscription, sym record.Symbol, seq uint64) (missed uint64, err error) {
-	var e gateway.Event
-	changes := uint64(0)
-	count := func() {
-		missed += e.Missed
-		if e.Kind == gateway.TopEvent && e.Top.Instrument == sym && e.Top.Seq > seq {
-			changes++
-		}
-	}
-	for changes == 0 && missed == 0 {
-		if err := sub.Next(ctx, &e); err != nil {
+// bookWatch follows the changes of one book.
+type bookWatch struct {
+	sub     *gateway.Subscription
+	sym     record.Symbol
+	event   gateway.Event
+	changes uint64 // of the book, after the snapshot
+	told    uint64 // lost events, of any book, that are accounted for
+}
+
+// next waits for a change of the book after seq, then for the least pause, and
+// returns how many further changes the next snapshot takes in.
+func (w *bookWatch) next(ctx context.Context, seq uint64, least time.Duration) (missed uint64, err error) {
+	w.changes = 0
+	for w.drain(seq); w.changes == 0 && w.sub.Lost() == w.told; w.drain(seq) {
+		if err := w.sub.Next(ctx, &w.event); err != nil {
 			return 0, err
 		}
-		count()
+		w.count(seq)
 	}
-	if err := pause(ctx, m.options.BookPause); err != nil {
+	if err := pause(ctx, least); err != nil {
 		return 0, err
 	}
-	for sub.TryNext(&e) {
-		count()
+	w.drain(seq)
+	lost := w.sub.Lost()
+	missed = lost - w.told + max(w.changes, 1) - 1
+	w.told = lost
+	return missed, nil
+}
+
+func (w *bookWatch) drain(seq uint64) {
+	for w.sub.TryNext(&w.event) {
+		w.count(seq)
 	}
-	return missed + max(changes, 1) - 1, nil
+}
+
+func (w *bookWatch) count(seq uint64) {
+	if e := &w.event; e.Kind == gateway.TopEvent && e.Top.Instrument == w.sym && e.Top.Seq > seq {
+		w.changes++
+	}
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -205,26 +220,29 @@ func (m *marketData) Executions(r *pb.ExecutionsRequest, stream grpc.ServerStrea
 }
 
 func (m *marketData) copyExecutions(ctx context.Context, sub *gateway.Subscription, stream grpc.ServerStreamingServer[pb.Execution], only record.Symbol, account uint64) error {
-	var missed uint64
 	var e gateway.Event
+	var seen, told uint64 // lost events: before e, and told to the reader
 	for {
 		if !sub.TryNext(&e) {
-			if missed > 0 {
-				if err := stream.Send(&pb.Execution{Missed: missed}); err != nil {
+			if lost := sub.Lost(); lost > told {
+				if err := stream.Send(&pb.Execution{Missed: lost - told}); err != nil {
 					return err
 				}
-				missed = 0
+				told = lost
 			}
 			if sub.Next(ctx, &e) != nil {
 				return m.streamEnd(stream.Context())
 			}
 		}
-		missed += e.Missed
+		// What was told when the ring was empty comes again with the next event.
+		seen += e.Missed
 		if !concerns(&e, only, account) {
 			continue
 		}
 		out := execution(e.Record.TradeExecuted())
-		out.Missed, missed = missed, 0
+		if seen > told {
+			out.Missed, told = seen-told, seen
+		}
 		if err := stream.Send(out); err != nil {
 			return err
 		}
