@@ -2,6 +2,7 @@ package exchange
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -35,7 +36,7 @@ func mustRefuse(t *testing.T, config Config, kind error, words ...string) {
 	}
 }
 
-// history lets an exchange trade and returns its last state.
+// traded lets an exchange trade and returns its last state.
 func traded(t *testing.T, config Config, seed uint64) Closed {
 	t.Helper()
 	x := open(t, config)
@@ -148,6 +149,44 @@ func TestOutboxBehindTheStores(t *testing.T) {
 	traded(t, config, 2)
 	config.OutboxDir = behind
 	mustRefuse(t, config, ErrDiverged, "another exchange has written", behind)
+}
+
+// An outbox that lost its end with the machine goes on after what the stores
+// hold, with and without records that still wait for delivery.
+func TestOutboxThatLostItsEnd(t *testing.T) {
+	for _, waiting := range []bool{false, true} {
+		t.Run(fmt.Sprintf("waiting %t", waiting), func(t *testing.T) {
+			storage := startStorage(t, 1)
+			config := testConfig(t, storage.Map())
+			if waiting {
+				offline := storageless(config)
+				offline.Shards = noStorage()
+				traded(t, offline, 1)
+			} else {
+				traded(t, config, 1)
+			}
+			behind := filepath.Join(t.TempDir(), "behind")
+			if err := os.CopyFS(behind, os.DirFS(config.OutboxDir)); err != nil {
+				t.Fatal(err)
+			}
+			last := traded(t, config, 2)
+			known := knownState{Format: stateFormat, Cluster: "test", NeedsStores: true, path: statePath(behind)}
+			if err := known.store(); err != nil {
+				t.Fatal(err)
+			}
+			config.OutboxDir = behind
+			x := open(t, config)
+			mustEqual(t, "the state", last.State, state(t, x))
+			trade(x, rand.New(rand.NewPCG(3, 3)), 500)
+			last.State = closeDrained(t, x)
+			mustRebuild(t, storage.Map(), last.State)
+			x = open(t, config)
+			mustEqual(t, "the state after another start", last.State, state(t, x))
+			if after, err := loadState(behind, "test"); err != nil || after.NeedsStores {
+				t.Errorf("state file %+v, %v", after, err)
+			}
+		})
+	}
 }
 
 // A shard that lost its data is noticed, not filled up from the middle.

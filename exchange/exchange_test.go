@@ -2,12 +2,16 @@ package exchange
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/countinghouse/countinghouse/exchange/core"
+	"github.com/countinghouse/countinghouse/exchange/gateway"
 	"github.com/countinghouse/countinghouse/exchange/risk"
+	"github.com/countinghouse/countinghouse/exchange/subscriber"
 	"github.com/countinghouse/countinghouse/record"
 )
 
@@ -168,4 +172,114 @@ func TestQuotaReached(t *testing.T) {
 func lowest(x *Exchange, sym record.Symbol) int64 {
 	v, _ := x.Router().Instrument(sym)
 	return v.Terms.LowerLimit
+}
+
+// What is not delivered within DrainWait is replayed from the outbox, the rest
+// from the stores.
+func TestStartBeforeEverythingIsDelivered(t *testing.T) {
+	storage := startStorage(t, 1)
+	config := testConfig(t, storage.Map())
+	config.SegmentRecords = 1024
+	rng := rand.New(rand.NewPCG(5, 6))
+	x := open(t, config)
+	fund(t, x)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for x.Stats().Outbox.Recycled == 0 { // until the outbox alone is not enough
+		trade(x, rng, 500)
+		if err := x.WaitDrained(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	storage.Kill()
+	trade(x, rng, 500)
+	x.config.CloseWait = time.Millisecond
+	closed, err := x.Close()
+	if err != nil || closed.Drained {
+		t.Fatalf("drained %t, %v", closed.Drained, err)
+	}
+	for _, m := range storage.Members() {
+		if err := storage.StartNode(t.Context(), m.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config.DrainWait = 1
+	x = open(t, config)
+	if r := x.Recovery(); r.FromOutbox || r.Drained || !r.StateChecked {
+		t.Errorf("%+v", r)
+	}
+	mustEqual(t, "the state", closed.State, state(t, x))
+	if err := x.WaitDrained(ctx); err != nil {
+		t.Fatal(err)
+	}
+	mustRebuild(t, storage.Map(), closed.State)
+}
+
+// With the policy Drop orders go on when the quota is used up, what is lost is
+// counted, and no state is noted that a replay could not lead to.
+func TestDropPolicy(t *testing.T) {
+	config := storageless(testConfig(t, noStorage()))
+	config.Policy = gateway.Drop
+	config.SegmentRecords, config.QuotaBytes = 1024, 4*(1024*136+4096)
+	x := open(t, config)
+	fund(t, x)
+	rng := rand.New(rand.NewPCG(7, 8))
+	for n := 0; x.Stats().Subscriber.Lost == 0; n++ {
+		if n > 1000 {
+			t.Fatal("nothing is ever dropped")
+		}
+		trade(x, rng, 100)
+	}
+	if n := x.Router().Refused(risk.BacklogFull); n != 0 {
+		t.Errorf("%d requests were refused as backlog-full", n)
+	}
+	if _, err := x.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if known, err := loadState(config.OutboxDir, "test"); err != nil || known.Global != 0 {
+		t.Errorf("noted: %+v, %v", known, err)
+	}
+}
+
+func TestClosedExchange(t *testing.T) {
+	x := open(t, storageless(testConfig(t, noStorage())))
+	first, err := x.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := x.Close()
+	if err != nil || first.State.Hash() != second.State.Hash() {
+		t.Errorf("the second Close: %v", err)
+	}
+	if _, err := x.State(); !errors.Is(err, ErrClosed) {
+		t.Errorf("state: %v", err)
+	}
+	if r := x.Router().OpenAccount(1); r.Reason != risk.Unavailable {
+		t.Errorf("request: %s", r.Reason)
+	}
+	if err := x.WaitDurable(t.Context(), symbols[0], 1); !errors.Is(err, subscriber.ErrStopped) {
+		t.Errorf("wait: %v", err)
+	}
+	if s := x.Stats(); s.Outbox.Published != 3 || s.Subscriber.LagRecords != 3 {
+		t.Errorf("stats: %+v", s)
+	}
+}
+
+// A start that takes a while says what it waits for.
+func TestProgress(t *testing.T) {
+	config := storageless(testConfig(t, noStorage()))
+	config.DrainWait = 250 * time.Millisecond
+	var mu sync.Mutex
+	told := map[Phase]int{}
+	config.Progress = func(p Progress) {
+		mu.Lock()
+		defer mu.Unlock()
+		told[p.Phase]++
+	}
+	if _, err := open(t, config).Close(); err != nil {
+		t.Fatal(err)
+	}
+	if told[PhaseStores] < 2 || told[PhaseDrain] < 1 {
+		t.Errorf("told: %v", told)
+	}
 }
