@@ -32,16 +32,8 @@ const receivedMax = 1<<63/1_000_000 - 1
 
 func (s *Source) parse(line []byte) (row, error) {
 	var f [columns][]byte
-	n := 0
-	for field := range bytes.SplitSeq(bytes.TrimSuffix(line, []byte("\r")), []byte(",")) {
-		if n == columns {
-			return row{}, fmt.Errorf("line %d: %w: more than %d columns", s.line, ErrFormat, columns)
-		}
-		f[n] = field
-		n++
-	}
-	if n < columns {
-		return row{}, fmt.Errorf("line %d: %w: %d columns, not %d", s.line, ErrFormat, n, columns)
+	if line = bytes.TrimSuffix(line, []byte("\r")); !orderflow.Fields(line, f[:]) {
+		return row{}, fmt.Errorf("line %d: %w: %d columns, not %d", s.lines.Number(), ErrFormat, bytes.Count(line, []byte(","))+1, columns)
 	}
 	return s.parseFields(&f)
 }
@@ -102,5 +94,5 @@ func parseDirection(b []byte) (record.Side, error) {
 func quoted(b []byte) string { return fmt.Sprintf("%.40q", b) }
 
 func (s *Source) columnError(column int, err error) error {
-	return fmt.Errorf("line %d, column %s: %w: %w", s.line, columnNames[column], ErrFormat, err)
+	return fmt.Errorf("line %d, column %s: %w: %w", s.lines.Number(), columnNames[column], ErrFormat, err)
 }

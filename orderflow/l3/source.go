@@ -1,9 +1,7 @@
 package l3
 
 import (
-	"bufio"
 	"bytes"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -20,7 +18,6 @@ const (
 	header    = "id,timestamp,exchange.timestamp,price,volume,action,direction"
 	columns   = 7
 	ordersMax = 1 << 26 // orders of one capture that are kept track of
-	lineMax   = 4096    // bytes of one line
 )
 
 var columnNames = bytes.Split([]byte(header), []byte(","))
@@ -48,10 +45,9 @@ type Stats struct {
 
 // Source reads a capture row by row. It implements orderflow.Source.
 type Source struct {
-	lines *bufio.Scanner
+	lines *orderflow.Lines
 	opts  Options
 	stats Stats
-	line  int
 	last  int64 // receive time of the last row, ms
 
 	orders map[uint64]state
@@ -77,56 +73,20 @@ const (
 // NewSource reads a capture, gzipped or plain, from r and checks its header. The
 // error wraps ErrFormat if it is none.
 func NewSource(r io.Reader, opts Options) (*Source, error) {
-	plain, err := inflate(r)
-	if err != nil {
-		return nil, err
-	}
-	s := &Source{lines: bufio.NewScanner(plain), opts: opts, orders: map[uint64]state{}}
-	s.lines.Buffer(make([]byte, lineMax), lineMax)
-	if !s.scan() {
-		return nil, s.end("the file is empty")
-	}
-	if got := bytes.TrimPrefix(s.lines.Bytes(), []byte("\xef\xbb\xbf")); string(got) != header {
-		return nil, fmt.Errorf("line 1: %w: the header is %.100q, not %q", ErrFormat, got, header)
-	}
-	return s, nil
-}
-
-// inflate returns what r reads, unzipped if it is gzipped.
-func inflate(r io.Reader) (io.Reader, error) {
-	b := bufio.NewReader(r)
-	magic, err := b.Peek(2)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("read: %w", err)
-	}
-	if !bytes.Equal(magic, []byte{0x1f, 0x8b}) {
-		return b, nil
-	}
-	z, err := gzip.NewReader(b)
+	lines, err := orderflow.NewLines(r)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
-	return z, nil
-}
-
-func (s *Source) scan() bool {
-	if s.lines.Scan() {
-		s.line++
-		return true
+	first, ok := lines.Next()
+	switch got := bytes.TrimPrefix(first, []byte("\xef\xbb\xbf")); {
+	case lines.Err() != nil:
+		return nil, fmt.Errorf("%w: %w", ErrFormat, lines.Err())
+	case !ok:
+		return nil, fmt.Errorf("%w: the file is empty", ErrFormat)
+	case string(got) != header:
+		return nil, fmt.Errorf("line %d: %w: the header is %.100q, not %q", lines.Number(), ErrFormat, got, header)
 	}
-	return false
-}
-
-// end returns why there is no further line: nil at the end of the file, or if
-// otherwise is not empty, an error that says so.
-func (s *Source) end(otherwise string) error {
-	if err := s.lines.Err(); err != nil {
-		return fmt.Errorf("line %d: %w: %w", s.line+1, ErrFormat, err)
-	}
-	if otherwise != "" {
-		return fmt.Errorf("%w: %s", ErrFormat, otherwise)
-	}
-	return nil
+	return &Source{lines: lines, opts: opts, orders: map[uint64]state{}}, nil
 }
 
 // Stats returns the counts so far.
@@ -135,13 +95,11 @@ func (s *Source) Stats() Stats { return s.stats }
 // Next implements orderflow.Source. Errors wrap ErrFormat.
 func (s *Source) Next(e *orderflow.Event) (bool, error) {
 	for s.queued == 0 {
-		if !s.scan() {
-			return false, s.end("")
+		line, ok := s.lines.Next()
+		if !ok {
+			return false, s.end()
 		}
-		if len(s.lines.Bytes()) == 0 {
-			continue
-		}
-		row, err := s.parse(s.lines.Bytes())
+		row, err := s.parse(line)
 		if err != nil {
 			return false, err
 		}
@@ -153,6 +111,13 @@ func (s *Source) Next(e *orderflow.Event) (bool, error) {
 	s.queue[0] = s.queue[1]
 	s.queued--
 	return true, nil
+}
+
+func (s *Source) end() error {
+	if err := s.lines.Err(); err != nil {
+		return fmt.Errorf("%w: %w", ErrFormat, err)
+	}
+	return nil
 }
 
 func (s *Source) push(e orderflow.Event) {
@@ -240,7 +205,7 @@ func (s *Source) change(row row, st state, event orderflow.Event) {
 
 func (s *Source) bounded() error {
 	if len(s.orders) > ordersMax {
-		return fmt.Errorf("line %d: more than %d orders in one capture; split the file", s.line, ordersMax)
+		return fmt.Errorf("line %d: more than %d orders in one capture; split the file", s.lines.Number(), ordersMax)
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package l3
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -26,30 +25,27 @@ type TradeOptions struct {
 // with price, amount and id. The numbers are printed binary fractions; they are
 // rounded to ticks and lots. Errors wrap ErrFormat and name the line and field.
 func ReadTrades(r io.Reader, opts TradeOptions) ([]orderflow.Trade, error) {
-	plain, err := inflate(r)
+	lines, err := orderflow.NewLines(r)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
-	lines := bufio.NewScanner(plain)
-	lines.Buffer(make([]byte, lineMax), lineMax)
 	var trades []orderflow.Trade
-	line := 0
-	for lines.Scan() {
-		line++
-		if len(lines.Bytes()) == 0 {
-			continue
+	for {
+		line, ok := lines.Next()
+		if !ok {
+			break
 		}
-		t, err := parseTrade(lines.Bytes(), opts)
+		t, err := parseTrade(line, opts)
 		if err != nil {
-			return nil, fmt.Errorf("line %d: %w: %w", line, ErrFormat, err)
+			return nil, fmt.Errorf("line %d: %w: %w", lines.Number(), ErrFormat, err)
 		}
 		if len(trades) == tradesMax {
-			return nil, fmt.Errorf("line %d: more than %d trades in one file; split it", line, tradesMax)
+			return nil, fmt.Errorf("line %d: more than %d trades in one file; split it", lines.Number(), tradesMax)
 		}
 		trades = append(trades, t)
 	}
 	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("line %d: %w: %w", line+1, ErrFormat, err)
+		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	return trades, nil
 }
