@@ -37,7 +37,9 @@ type Config struct {
 	// SegmentRecords is the capacity of one of the outbox's files, a multiple
 	// of 32, fixed when the outbox is created. Default 65536.
 	SegmentRecords int
-	// Policy says what happens when the quota is used up. Default: Reject.
+	// Policy says what happens when the quota is used up. Default: Reject. With
+	// Drop, what was dropped is in no replay: the next start has the state that
+	// the other records lead to, or is refused because they contradict each other.
 	Policy gateway.Policy
 	// HeadroomRecords is the part of the quota that orders leave to cancels,
 	// money and control. Default 4096, or half of SegmentRecords if that is

@@ -108,24 +108,7 @@ func (l *lockedBuffer) String() string {
 // start runs the program until it takes orders or has ended.
 func start(t *testing.T, args ...string) *program {
 	t.Helper()
-	p := &program{cmd: exec.Command(self(t), append([]string{"exchange"}, args...)...), log: &lockedBuffer{}, exited: make(chan struct{})}
-	p.cmd.Stderr = p.log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := p.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	line := make(chan string, 1)
-	go func() {
-		text, _ := bufio.NewReader(out).ReadString('\n')
-		line <- text
-		_ = p.cmd.Wait()
-		close(p.exited)
-	}()
-	t.Cleanup(p.kill)
+	p, line := launch(t, args...)
 	select {
 	case p.ready = <-line:
 	case <-time.After(30 * time.Second):
@@ -135,6 +118,30 @@ func start(t *testing.T, args ...string) *program {
 		p.address, _, _ = strings.Cut(rest, ";")
 	}
 	return p
+}
+
+// launch starts the program; line receives what it prints first.
+func launch(t *testing.T, args ...string) (p *program, line <-chan string) {
+	t.Helper()
+	p = &program{cmd: exec.Command(self(t), append([]string{"exchange"}, args...)...), log: &lockedBuffer{}, exited: make(chan struct{})}
+	p.cmd.Stderr = p.log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	first := make(chan string, 1)
+	go func() {
+		text, _ := bufio.NewReader(out).ReadString('\n')
+		first <- text
+		_ = p.cmd.Wait()
+		close(p.exited)
+	}()
+	t.Cleanup(p.kill)
+	return p, first
 }
 
 // mustStart is start that insists on a program that takes orders.

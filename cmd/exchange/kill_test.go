@@ -136,6 +136,11 @@ func TestKilledTwentyTimes(t *testing.T) {
 	}
 	var all []ack
 	for round := range kills + 1 {
+		if rng.IntN(3) == 0 { // the recovery is not spared either
+			p, _ := launch(t, args...)
+			time.Sleep(time.Duration(rng.Int64N(int64(200 * time.Millisecond))))
+			p.kill()
+		}
 		p := mustStart(t, args...)
 		mustEqualReplay(t, c, p)
 		if round == kills {
@@ -171,7 +176,7 @@ func fund(t *testing.T, p *program) {
 // and returns what they were told.
 func tradeAndKill(t *testing.T, p *program, rng *rand.Rand) []ack {
 	t.Helper()
-	instant := 20*time.Millisecond + rand.N(200*time.Millisecond)
+	instant := 20*time.Millisecond + time.Duration(rng.Int64N(int64(200*time.Millisecond)))
 	entry := pb.NewOrderEntryClient(p.dial(t))
 	list := make([]*trader, traders)
 	var wg sync.WaitGroup
