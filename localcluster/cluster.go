@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -34,21 +35,27 @@ type Options struct {
 	Args []string
 	// Shards are started in this order.
 	Shards []Shard
+	// Front, if set, is asked for every member, which listens on the given
+	// host:port: it returns the address under which the others and clients are
+	// to reach it, such as a proxy's, and further flags for this node.
+	Front func(id, listen string) (address string, args []string, err error)
 }
 
 // Member is one storage node of a running cluster.
 type Member struct {
 	Shard   string
 	ID      string
-	Address string // host:port
+	Address string // host:port under which others reach it
+	Listen  string // host:port on which the process listens
 	DataDir string
 	LogFile string
 }
 
 // Cluster is a set of storage node processes. It is safe for concurrent use.
 type Cluster struct {
-	name, dir string
-	shards    []Shard
+	options Options
+
+	mu        sync.Mutex
 	members   []Member
 	processes map[string]*process // by member id
 }
@@ -67,14 +74,14 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
 	for _, m := range c.members {
 		if err := c.processes[m.ID].start(); err != nil {
 			c.Kill()
 			return nil, err
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
 	for _, m := range c.members {
 		if err := c.awaitListening(ctx, m); err != nil {
 			c.Kill()
@@ -96,19 +103,60 @@ func plan(o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{name: o.Cluster, dir: o.Dir, shards: slices.Clone(o.Shards), processes: make(map[string]*process, len(addresses))}
+	o.Shards = slices.Clone(o.Shards)
+	c := &Cluster{options: o, processes: make(map[string]*process, len(addresses))}
 	for _, s := range o.Shards {
-		members := make([]Member, s.Replicas)
-		for i := range members {
-			id := memberID(s, i)
-			members[i] = Member{
-				Shard: s.Name, ID: id, Address: addresses[id],
-				DataDir: filepath.Join(o.Dir, id), LogFile: logName(o.Dir, id),
-			}
+		if err := c.addShard(s, addresses); err != nil {
+			return nil, err
 		}
-		c.add(o, s, members)
 	}
 	return c, nil
+}
+
+// addShard lays out the first voters of a shard.
+func (c *Cluster) addShard(s Shard, addresses map[string]string) error {
+	members, args := make([]Member, s.Replicas), make([][]string, s.Replicas)
+	peers := make([]string, s.Replicas)
+	for i := range members {
+		id := memberID(s, i)
+		var err error
+		if members[i], args[i], err = c.newMember(s.Name, id, addresses[id]); err != nil {
+			return err
+		}
+		peers[i] = id + "=" + members[i].Address
+	}
+	for i, m := range members {
+		c.add(m, append(args[i], "--peers", strings.Join(peers, ","), "--instruments", strings.Join(s.Instruments, ",")))
+	}
+	return nil
+}
+
+// newMember lays out a member, and returns the flags of its own that it needs.
+func (c *Cluster) newMember(shard, id, listen string) (Member, []string, error) {
+	m := Member{
+		Shard: shard, ID: id, Address: listen, Listen: listen,
+		DataDir: filepath.Join(c.options.Dir, id), LogFile: logName(c.options.Dir, id),
+	}
+	if c.options.Front == nil {
+		return m, nil, nil
+	}
+	address, args, err := c.options.Front(id, listen)
+	if err != nil {
+		return m, nil, fmt.Errorf("local cluster: node %s: %w", id, err)
+	}
+	m.Address = address
+	return m, append(slices.Clone(args), "--advertise", address), nil
+}
+
+// add notes a member and the process that it will be.
+func (c *Cluster) add(m Member, args []string) {
+	argv := append(slices.Clone(c.options.Command),
+		"--cluster", c.options.Cluster, "--shard", m.Shard, "--id", m.ID, "--listen", m.Listen, "--data-dir", m.DataDir)
+	argv = append(append(argv, args...), c.options.Args...)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.members = append(c.members, m)
+	c.processes[m.ID] = &process{id: m.ID, address: m.Listen, argv: argv, logFile: m.LogFile}
 }
 
 func memberID(s Shard, i int) string { return fmt.Sprintf("%s-%d", s.Name, i) }
@@ -132,32 +180,20 @@ func (o Options) check() error {
 	return nil
 }
 
-func (c *Cluster) add(o Options, s Shard, members []Member) {
-	peers := make([]string, len(members))
-	for i, m := range members {
-		peers[i] = m.ID + "=" + m.Address
-	}
-	for _, m := range members {
-		argv := append(slices.Clone(o.Command),
-			"--cluster", o.Cluster, "--shard", s.Name, "--id", m.ID,
-			"--listen", m.Address, "--data-dir", m.DataDir,
-			"--peers", strings.Join(peers, ","), "--instruments", strings.Join(s.Instruments, ","))
-		c.members = append(c.members, m)
-		c.processes[m.ID] = &process{id: m.ID, address: m.Address, argv: append(argv, o.Args...), logFile: m.LogFile}
-	}
-}
-
 // awaitListening returns when the member's port accepts a connection, or with
 // what the process printed when it ended before that.
 func (c *Cluster) awaitListening(ctx context.Context, m Member) error {
-	p := c.processes[m.ID]
+	_, p, err := c.find(m.ID)
+	if err != nil {
+		return err
+	}
 	exited := p.running()
 	if exited == nil {
 		return p.endedAtStart()
 	}
 	dialer := net.Dialer{Timeout: time.Second}
 	for {
-		conn, err := dialer.DialContext(ctx, "tcp", m.Address)
+		conn, err := dialer.DialContext(ctx, "tcp", m.Listen)
 		if err == nil {
 			return conn.Close()
 		}
@@ -169,54 +205,137 @@ func (c *Cluster) awaitListening(ctx context.Context, m Member) error {
 			return p.endedAtStart()
 		case <-ctx.Done():
 			timer.Stop()
-			return fmt.Errorf("node %s does not listen on %s: %w: %s", m.ID, m.Address, ctx.Err(), strings.TrimSpace(p.logTail(logTailBytes)))
+			return fmt.Errorf("node %s does not listen on %s: %w: %s", m.ID, m.Listen, ctx.Err(), strings.TrimSpace(p.logTail(logTailBytes)))
 		}
 	}
 }
 
-// Members returns all members, in the order of the shards.
-func (c *Cluster) Members() []Member { return slices.Clone(c.members) }
+// Members returns all members, in the order of the shards; those that were added
+// later come last.
+func (c *Cluster) Members() []Member {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.members)
+}
 
 // Of returns the members of one shard.
 func (c *Cluster) Of(shard string) []Member {
 	return slices.DeleteFunc(c.Members(), func(m Member) bool { return m.Shard != shard })
 }
 
+// find returns a member and its process.
+func (c *Cluster) find(id string) (Member, *process, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := slices.IndexFunc(c.members, func(m Member) bool { return m.ID == id })
+	if i < 0 {
+		return Member{}, nil, fmt.Errorf("no node %s in cluster %s", id, c.options.Cluster)
+	}
+	return c.members[i], c.processes[id], nil
+}
+
 // KillNode ends a node with SIGKILL and waits until it is gone.
 func (c *Cluster) KillNode(id string) error {
-	p, ok := c.processes[id]
-	if !ok {
-		return fmt.Errorf("no node %s in cluster %s", id, c.name)
+	_, p, err := c.find(id)
+	if err != nil {
+		return err
 	}
 	p.kill()
 	return nil
 }
 
+// StopNode asks a node to end and waits until it has. A node that takes too long
+// is killed, which is an error, as is an end with an exit code other than 0.
+func (c *Cluster) StopNode(id string) error {
+	_, p, err := c.find(id)
+	if err != nil {
+		return err
+	}
+	return p.stop(stopGrace)
+}
+
+// PauseNode halts a node's process with SIGSTOP, and ResumeNode lets it go on.
+// They report whether there was a process.
+func (c *Cluster) PauseNode(id string) bool { return c.signal(id, syscall.SIGSTOP) }
+
+// ResumeNode lets a halted node go on.
+func (c *Cluster) ResumeNode(id string) bool { return c.signal(id, syscall.SIGCONT) }
+
+func (c *Cluster) signal(id string, sig syscall.Signal) bool {
+	_, p, err := c.find(id)
+	return err == nil && p.signal(sig)
+}
+
 // StartNode starts a node that was killed or stopped, on its address and its
 // data, and waits until it accepts connections.
 func (c *Cluster) StartNode(ctx context.Context, id string) error {
-	p, ok := c.processes[id]
-	if !ok {
-		return fmt.Errorf("no node %s in cluster %s", id, c.name)
+	m, p, err := c.find(id)
+	if err != nil {
+		return err
 	}
 	if err := p.start(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	i := slices.IndexFunc(c.members, func(m Member) bool { return m.ID == id })
-	return c.awaitListening(ctx, c.members[i])
+	return c.awaitListening(ctx, m)
+}
+
+// JoinNode starts a node with an empty directory that waits to be added to the
+// shard, and waits until it accepts connections. The id must never have been
+// used. The caller makes it a member, through the shard's leader. A cluster that is
+// started again in the same directory does not have it.
+func (c *Cluster) JoinNode(ctx context.Context, shard, id string) (Member, error) {
+	if _, _, err := c.find(id); err == nil {
+		return Member{}, fmt.Errorf("node %s is in cluster %s already", id, c.options.Cluster)
+	}
+	var used []string
+	for _, m := range c.Members() {
+		used = append(used, m.Listen)
+	}
+	listen, err := freeAddresses(1, used)
+	if err != nil {
+		return Member{}, err
+	}
+	m, args, err := c.newMember(shard, id, listen[0])
+	if err != nil {
+		return m, err
+	}
+	c.add(m, append(args, "--join"))
+	return m, c.StartNode(ctx, id)
+}
+
+// ForgetNode kills a node that is no longer a member and drops it from the
+// cluster. Its directory stays.
+func (c *Cluster) ForgetNode(id string) error {
+	if err := c.KillNode(id); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.members = slices.DeleteFunc(c.members, func(m Member) bool { return m.ID == id })
+	delete(c.processes, id)
+	return nil
 }
 
 // Running reports whether the node's process runs.
 func (c *Cluster) Running(id string) bool {
-	p, ok := c.processes[id]
-	return ok && p.running() != nil
+	_, p, err := c.find(id)
+	return err == nil && p.running() != nil
+}
+
+// LogTail returns the last bytes of what the node has printed.
+func (c *Cluster) LogTail(id string) string {
+	_, p, err := c.find(id)
+	if err != nil {
+		return ""
+	}
+	return p.logTail(logTailBytes)
 }
 
 // Stop asks all nodes to end, at once, and kills those that take too long.
 func (c *Cluster) Stop() {
-	c.each(func(p *process) { p.stop(stopGrace) })
+	c.each(func(p *process) { _ = p.stop(stopGrace) })
 }
 
 // Kill ends all nodes with SIGKILL.
@@ -226,8 +345,10 @@ func (c *Cluster) Kill() {
 
 func (c *Cluster) each(do func(*process)) {
 	var wg sync.WaitGroup
-	for _, p := range c.processes {
-		wg.Go(func() { do(p) })
+	for _, m := range c.Members() {
+		if _, p, err := c.find(m.ID); err == nil {
+			wg.Go(func() { do(p) })
+		}
 	}
 	wg.Wait()
 }

@@ -25,10 +25,11 @@ func TestMain(m *testing.M) {
 func node(args []string) int {
 	fs := flag.NewFlagSet("node", flag.ContinueOnError)
 	listen, dir := fs.String("listen", "", ""), fs.String("data-dir", "", "")
-	for _, name := range []string{"cluster", "shard", "id", "peers", "instruments"} {
+	for _, name := range []string{"cluster", "shard", "id", "peers", "instruments", "advertise", "mark"} {
 		fs.String(name, "", "")
 	}
-	fail := fs.Bool("fail", false, "")
+	fail, stubborn := fs.Bool("fail", false, ""), fs.Bool("stubborn", false, "")
+	fs.Bool("join", false, "")
 	if err := fs.Parse(args); err != nil {
 		return 2
 	}
@@ -53,6 +54,9 @@ func node(args []string) int {
 		}
 	}()
 	<-stop
+	if *stubborn {
+		return 3
+	}
 	if err := os.WriteFile(*dir+".stopped", nil, 0o644); err != nil {
 		return 1
 	}
@@ -163,5 +167,75 @@ func TestOptionsAreChecked(t *testing.T) {
 	}
 	if err := c.StartNode(t.Context(), "nobody"); err == nil || c.Running("nobody") {
 		t.Error("an unknown node must be an error")
+	}
+}
+
+func TestFrontJoinForget(t *testing.T) {
+	o := options(t)
+	fronted := map[string]string{}
+	o.Front = func(id, listen string) (string, []string, error) {
+		fronted[id] = listen
+		return "127.0.0.1:" + fmt.Sprint(len(fronted)), []string{"--mark", id}, nil
+	}
+	c, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Kill)
+	joined, err := c.JoinNode(t.Context(), "s1", "s1-3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Of("s1"); len(got) != 4 || got[3] != joined || !c.Running("s1-3") {
+		t.Errorf("members after the join: %+v", got)
+	}
+	for _, m := range c.Members() {
+		if m.Listen != fronted[m.ID] || m.Address == m.Listen {
+			t.Errorf("%s listens on %s behind %s; its front was told %s", m.ID, m.Listen, m.Address, fronted[m.ID])
+		}
+		_, p, err := c.find(m.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		argv := strings.Join(p.argv, " ")
+		if !strings.Contains(argv, "--advertise "+m.Address) || !strings.Contains(argv, "--mark "+m.ID) ||
+			strings.Contains(argv, "--join") != (m.ID == "s1-3") {
+			t.Errorf("%s is started with %s", m.ID, argv)
+		}
+	}
+	if got := c.Map().Shard("s1").Member("s1-1").Address; got != c.Of("s1")[1].Address {
+		t.Errorf("the shard map names %s", got)
+	}
+	if _, err := c.JoinNode(t.Context(), "s1", "s1-0"); err == nil {
+		t.Error("an id was given twice")
+	}
+	if err := c.ForgetNode("s1-0"); err != nil || len(c.Of("s1")) != 3 || c.Running("s1-0") {
+		t.Errorf("forget: %v; %+v", err, c.Of("s1"))
+	}
+}
+
+func TestPauseAndStopOneNode(t *testing.T) {
+	c, err := Start(t.Context(), options(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Kill)
+	m := c.Of("s1")[0]
+	if !c.PauseNode(m.ID) || !c.ResumeNode(m.ID) || c.PauseNode("nobody") {
+		t.Error("pause or resume found no process, or one that is not there")
+	}
+	if err := c.StopNode(m.ID); err != nil || c.Running(m.ID) {
+		t.Errorf("stop: %v", err)
+	}
+	if err := c.StopNode(m.ID); err != nil {
+		t.Errorf("a node that is down was asked to stop: %v", err)
+	}
+	failing, err := Start(t.Context(), options(t, "--stubborn"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(failing.Kill)
+	if err := failing.StopNode("s1-0"); err == nil || !strings.Contains(err.Error(), "exit status 3") {
+		t.Errorf("a bad end gives %v", err)
 	}
 }

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // Ports come from below the range that Linux hands to outgoing connections, so
@@ -20,20 +22,23 @@ const (
 	portTries = 1000
 )
 
-// freeAddresses returns n loopback addresses that nobody listens on.
-func freeAddresses(n int) ([]string, error) {
-	taken := make(map[int]bool, n)
+// freeAddresses returns n loopback addresses that nobody listens on and that are
+// not among the used ones, whose owners may be down.
+func freeAddresses(n int, used []string) ([]string, error) {
+	taken := make(map[string]bool, n+len(used))
+	for _, address := range used {
+		taken[address] = true
+	}
 	addresses := make([]string, 0, n)
 	for range portTries {
 		if len(addresses) == n {
 			return addresses, nil
 		}
-		port := firstPort + rand.IntN(lastPort-firstPort+1)
-		address := fmt.Sprintf("127.0.0.1:%d", port)
-		if taken[port] || !canListen(address) {
+		address := fmt.Sprintf("127.0.0.1:%d", firstPort+rand.IntN(lastPort-firstPort+1))
+		if taken[address] || !canListen(address) {
 			continue
 		}
-		taken[port] = true
+		taken[address] = true
 		addresses = append(addresses, address)
 	}
 	return nil, fmt.Errorf("found %d free loopback ports of %d between %d and %d", len(addresses), n, firstPort, lastPort)
@@ -70,7 +75,7 @@ func assignAddresses(o Options) (map[string]string, error) {
 	if len(missing) == 0 {
 		return addresses, nil
 	}
-	free, err := freeAddresses(len(missing))
+	free, err := freeAddresses(len(missing), slices.Collect(maps.Values(addresses)))
 	if err != nil {
 		return nil, err
 	}

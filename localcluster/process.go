@@ -84,20 +84,32 @@ func (p *process) kill() {
 	}
 }
 
-// stop asks the process to end and kills it when it has not within grace.
-func (p *process) stop(grace time.Duration) {
+// stop asks the process to end and kills it when it has not within grace. The
+// error says that it had to, or with what the process ended.
+func (p *process) stop(grace time.Duration) error {
 	exited := p.running()
 	if exited == nil {
-		return
+		return nil
 	}
 	p.signal(syscall.SIGTERM)
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
 	select {
 	case <-exited:
+		return p.endError()
 	case <-timer.C:
 		p.kill()
+		return fmt.Errorf("node %s did not end within %s of SIGTERM and was killed", p.id, grace)
 	}
+}
+
+func (p *process) endError() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err != nil {
+		return fmt.Errorf("node %s: %w: %s", p.id, p.err, strings.TrimSpace(p.logTail(logTailBytes)))
+	}
+	return nil
 }
 
 // logTail returns the last bytes of what the process printed, for error messages.

@@ -17,8 +17,8 @@ const leaderWait = 30 * time.Second
 
 // Map returns the cluster's shard map.
 func (c *Cluster) Map() *client.Map {
-	m := &client.Map{Cluster: c.name}
-	for _, s := range c.shards {
+	m := &client.Map{Cluster: c.options.Cluster}
+	for _, s := range c.options.Shards {
 		shard := client.Shard{Name: s.Name, Instruments: s.Instruments}
 		for _, member := range c.Of(s.Name) {
 			shard.Members = append(shard.Members, client.Member{ID: member.ID, Address: member.Address})
@@ -31,7 +31,7 @@ func (c *Cluster) Map() *client.Map {
 // WriteMap writes the shard map into the cluster's directory, for programs that
 // take one, and returns the file's name.
 func (c *Cluster) WriteMap() (string, error) {
-	path := filepath.Join(c.dir, MapFile)
+	path := filepath.Join(c.options.Dir, MapFile)
 	b, err := c.Map().YAML()
 	if err == nil {
 		err = os.WriteFile(path, b, 0o644)
@@ -51,7 +51,7 @@ func (c *Cluster) AwaitLeaders(ctx context.Context) error {
 		return err
 	}
 	defer asked.Close()
-	for _, s := range c.shards {
+	for _, s := range c.options.Shards {
 		if _, err := asked.Leader(ctx, s.Name); err != nil {
 			return fmt.Errorf("no leader in shard %s: %w", s.Name, err)
 		}

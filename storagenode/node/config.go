@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
 
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode"
@@ -22,6 +24,7 @@ type Config struct {
 	ID          string
 	Listen      string // host:port
 	Advertise   string // host:port; empty: the address listened on
+	DialFrom    string // IP address; empty: the system chooses
 	DataDir     string
 	Peers       []string // id=host:port
 	Instruments []string
@@ -63,6 +66,7 @@ func (c *Config) Bind(fs *pflag.FlagSet) {
 	fs.StringVar(&c.ID, "id", "", "id of this member, never to be used again with another data directory (required)")
 	fs.StringVar(&c.Listen, "listen", "127.0.0.1:0", "host:port to serve on; port 0 takes a free one")
 	fs.StringVar(&c.Advertise, "advertise", "", "host:port under which other members and clients reach this node (default: the address listened on)")
+	fs.StringVar(&c.DialFrom, "dial-from", "", "IP address of this machine from which to connect to other members (default: the system chooses)")
 	fs.StringVar(&c.DataDir, "data-dir", "", "directory for this member's data (required)")
 	fs.StringSliceVar(&c.Peers, "peers", nil, "the shard's first voters, this one among them, as id=host:port,...; used once, when the data directory is empty")
 	fs.StringSliceVar(&c.Instruments, "instruments", nil, "instruments that the shard owns from the beginning; used once")
@@ -120,6 +124,9 @@ func (c *Config) Validate() error {
 		if _, _, err := net.SplitHostPort(value); err != nil && (value != "" || flag == "listen") {
 			bad(flag, "%q is not host:port", value)
 		}
+	}
+	if c.DialFrom != "" && net.ParseIP(c.DialFrom) == nil {
+		bad("dial-from", "%q is not an IP address", c.DialFrom)
 	}
 	if c.Join && len(c.Peers) > 0 {
 		bad("join", "excludes --peers: a joining node learns the members from the shard")
@@ -189,6 +196,11 @@ func (c *Config) replicaConfig(address string) (replica.Config, error) {
 	}
 	out.WAL.SegmentBytes, out.WAL.CacheBytes = c.SegmentBytes, c.LogCacheBytes
 	out.Store.MemtableBytesMax = c.MemtableBytes
+	if c.DialFrom != "" {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(c.DialFrom)}}
+		out.Transport.DialOptions = append(out.Transport.DialOptions, grpc.WithContextDialer(
+			func(ctx context.Context, address string) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }))
+	}
 	return out, nil
 }
 

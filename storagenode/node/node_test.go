@@ -38,6 +38,7 @@ func TestFlagsAreChecked(t *testing.T) {
 		"--peers: \"a:1\" is not id=":       {"--peers", "a:1"},
 		"--instruments: instrument \"a b\"": {"--instruments", "a b"},
 		"--listen: \"here\" is not":         {"--listen", "here"},
+		"--dial-from: \"here\" is not":      {"--dial-from", "here"},
 		"--join: excludes --peers":          {"--join", "--peers", "i=h:1"},
 		"unknown flag: --clutser":           {"--clutser", "c"},
 		"invalid argument \"soon\"":         {"--heartbeat-timeout", "soon"},
