@@ -172,7 +172,7 @@ func (s *session) send() error {
 func (s *session) next() []*pb.SessionResponse {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(s.answers) == 0 && !(s.ended && s.waiting <= 0) {
+	for len(s.answers) == 0 && (!s.ended || s.waiting > 0) {
 		s.changed.Wait()
 	}
 	batch := s.answers
