@@ -57,6 +57,7 @@ type cluster struct {
 	members []*member
 	logs    *syncBuffer
 	change  func(*replica.Config)
+	options storagenode.Options
 }
 
 // syncBuffer keeps the log of all members, shown when the test fails.
@@ -158,7 +159,9 @@ func (m *member) start(l net.Listener) error {
 		l.Close()
 		return err
 	}
-	n.server = storagenode.New(n.replica, storagenode.Options{Version: "test"})
+	options := m.cluster.options
+	options.Version = "test"
+	n.server = storagenode.New(n.replica, options)
 	go n.server.Serve(l)
 	n.conn, err = grpc.NewClient("passthrough:///"+m.address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))

@@ -3,7 +3,6 @@ package storagenode
 import (
 	"context"
 	"strings"
-	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -13,40 +12,12 @@ import (
 	"github.com/countinghouse/countinghouse/storagenode/storagepb"
 )
 
-const (
-	guardedPrefix = "/countinghouse.storage.v1."
-	raftPrefix    = "/countinghouse.storage.v1.RaftTransport/"
-)
+const guardedPrefix = "/countinghouse.storage.v1."
 
 // identityGuard refuses calls that are meant for another cluster or shard, as
 // when an address was given to another node.
 type identityGuard struct {
 	cluster, shard, id string
-	calls              *callCount
-}
-
-// callCount counts calls until it is waited for; then it takes no further ones.
-type callCount struct {
-	mu      sync.Mutex
-	closing bool
-	calls   sync.WaitGroup
-}
-
-func (c *callCount) begin(id string) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closing {
-		return refusal.New(storagepb.Code_CODE_UNAVAILABLE, "member %s is stopping", id)
-	}
-	c.calls.Add(1)
-	return nil
-}
-
-func (c *callCount) wait() {
-	c.mu.Lock()
-	c.closing = true
-	c.mu.Unlock()
-	c.calls.Wait()
 }
 
 func (g identityGuard) check(ctx context.Context, method string) error {
@@ -72,13 +43,6 @@ func (g identityGuard) unary(ctx context.Context, req any, info *grpc.UnaryServe
 	if err := g.check(ctx, info.FullMethod); err != nil {
 		return nil, err
 	}
-	if strings.HasPrefix(info.FullMethod, raftPrefix) {
-		return handler(ctx, req)
-	}
-	if err := g.calls.begin(g.id); err != nil {
-		return nil, err
-	}
-	defer g.calls.calls.Done()
 	return handler(ctx, req)
 }
 
@@ -86,12 +50,5 @@ func (g identityGuard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamSe
 	if err := g.check(ss.Context(), info.FullMethod); err != nil {
 		return err
 	}
-	if strings.HasPrefix(info.FullMethod, raftPrefix) {
-		return handler(srv, ss)
-	}
-	if err := g.calls.begin(g.id); err != nil {
-		return err
-	}
-	defer g.calls.calls.Done()
 	return handler(srv, ss)
 }

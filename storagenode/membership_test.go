@@ -1,8 +1,11 @@
 package storagenode_test
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/countinghouse/countinghouse/storagenode/refusal"
 	"github.com/countinghouse/countinghouse/storagenode/replica"
@@ -179,4 +182,43 @@ func TestStatusOfTheMembers(t *testing.T) {
 		}
 		return true
 	})
+}
+
+// fullFS is a file system whose free space is set by the test.
+type fullFS struct {
+	vfs.FS
+	free atomic.Uint64
+}
+
+func (f *fullFS) GetDiskUsage(string) (vfs.DiskUsage, error) {
+	return vfs.DiskUsage{AvailBytes: f.free.Load(), TotalBytes: 1 << 40}, nil
+}
+
+func TestALeaderWithAFullDiskHandsOver(t *testing.T) {
+	disks := map[string]*fullFS{}
+	c := newCluster(t, 3, func(cfg *replica.Config) {
+		disk := &fullFS{FS: vfs.Default}
+		disk.free.Store(1 << 30)
+		disks[cfg.ID] = disk
+		cfg.FS, cfg.DiskReserveBytes, cfg.DiskCheckInterval = disk, 1<<20, 5*time.Millisecond
+	})
+	leader := c.leader()
+	write(t, leader, "A", 1, 100, 10)
+	full := c.followers()[0]
+	eventually(t, "the followers are in contact", func() bool { return safe(t, leader).Safe })
+	disks[full.id].free.Store(0)
+	eventually(t, "the follower says that its disk is full", func() bool { return status(t, full).DiskFull })
+	disks[leader.id].free.Store(0)
+	eventually(t, "the one with space leads", func() bool {
+		for _, m := range c.members {
+			if m != leader && m != full && m.leads() {
+				return true
+			}
+		}
+		return false
+	})
+	if _, err := scan(t, leader, &storagepb.ScanRequest{Instrument: "A", Stale: true}); err != nil {
+		t.Errorf("a stale read with a full disk: %v", err)
+	}
+	write(t, c.leader(), "A", 2, 100, 10)
 }

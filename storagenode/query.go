@@ -187,12 +187,14 @@ func (q *query) Tail(req *storagepb.TailRequest, stream recordsStream) error {
 		return asStatus(err)
 	}
 	for {
+		lead := q.server.replica.LeadEnds()
 		more, err := t.step(stream.Context())
 		if err != nil {
 			return asStatus(err)
 		}
 		select {
 		case <-more:
+		case <-lead: // the next step ends a tail that needs the leader
 		case <-stream.Context().Done():
 			return asStatus(stream.Context().Err())
 		case <-q.server.stopped.Done():

@@ -72,7 +72,6 @@ type Server struct {
 	health  *health.Server
 	metrics *metrics
 	queries chan struct{} // a place for each query under way
-	calls   callCount     // under way, without Raft's
 	stop    context.CancelFunc
 	stopped context.Context // ends with Stop
 }
@@ -93,7 +92,7 @@ func New(r *replica.Replica, o Options) *Server {
 }
 
 func (s *Server) serverOptions() []grpc.ServerOption {
-	guard := identityGuard{cluster: s.replica.Cluster(), shard: s.replica.Shard(), id: s.replica.ID(), calls: &s.calls}
+	guard := identityGuard{cluster: s.replica.Cluster(), shard: s.replica.Shard(), id: s.replica.ID()}
 	return []grpc.ServerOption{
 		grpc.InitialWindowSize(windowBytes),
 		grpc.InitialConnWindowSize(windowBytes),
@@ -116,21 +115,23 @@ func (s *Server) Serve(l net.Listener) error {
 	return err
 }
 
-// Stop ends the server: append streams and tails are told at once, other calls
-// get a short grace. Raft's own streams never end by themselves and are cut.
+// Stop ends the server: append streams, tails and Raft's streams are told at
+// once, other calls get a short grace.
 func (s *Server) Stop() {
 	s.stop()
 	s.health.Shutdown()
+	s.replica.Transport().StopServing()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s.calls.wait()
+		s.grpc.GracefulStop()
 	}()
 	select {
 	case <-done:
 	case <-time.After(stopGrace):
+		s.grpc.Stop()
+		<-done
 	}
-	s.grpc.Stop()
 }
 
 // reportReadiness keeps the health service's view of readiness up to date.

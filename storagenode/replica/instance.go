@@ -197,11 +197,29 @@ func (r *Replica) watchLeadership(i *instance) {
 		case leads := <-i.notify:
 			if leads {
 				r.background.Go(r.beginToLead)
+			} else {
+				r.leadEnded()
 			}
 		case <-i.stop:
+			r.leadEnded()
 			return
 		}
 	}
+}
+
+// LeadEnds returns a channel that is closed when the node ceases to lead. Whoever
+// relies on the lead takes the channel first and asks IsLeader then.
+func (r *Replica) LeadEnds() <-chan struct{} {
+	r.leadMu.Lock()
+	defer r.leadMu.Unlock()
+	return r.leadEnds
+}
+
+func (r *Replica) leadEnded() {
+	r.leadMu.Lock()
+	defer r.leadMu.Unlock()
+	close(r.leadEnds)
+	r.leadEnds = make(chan struct{})
 }
 
 func (r *Replica) beginToLead() {

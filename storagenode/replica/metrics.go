@@ -1,6 +1,8 @@
 package replica
 
 import (
+	"context"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -58,6 +60,13 @@ func (r *Replica) Describe(ch chan<- *prometheus.Desc) {
 	for _, g := range r.gauges() {
 		ch <- g.desc
 	}
+	if log, ok := r.logs.LogStore.(prometheus.Collector); ok {
+		log.Describe(ch)
+	}
+	if view, err := r.Read(context.Background(), true); err == nil {
+		defer view.Release()
+		view.Shard.Describe(ch)
+	}
 }
 
 // Collect implements prometheus.Collector.
@@ -67,6 +76,13 @@ func (r *Replica) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, g := range r.gauges() {
 		ch <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, g.value)
+	}
+	if log, ok := r.logs.LogStore.(prometheus.Collector); ok {
+		log.Collect(ch)
+	}
+	if view, err := r.Read(context.Background(), true); err == nil {
+		defer view.Release()
+		view.Shard.Collect(ch)
 	}
 }
 

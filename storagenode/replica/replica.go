@@ -61,6 +61,9 @@ type Replica struct {
 	pending    atomic.Int64 // proposals that Raft has not answered
 	restarting sync.Mutex
 
+	leadMu   sync.Mutex
+	leadEnds chan struct{} // closed when the node ceases to lead; guarded by leadMu
+
 	transferring  sync.Mutex   // held during a transfer of leadership
 	transferStuck atomic.Int64 // Unix nanoseconds since when entries are refused because of one
 }
@@ -79,7 +82,7 @@ func Open(cfg Config) (*Replica, error) {
 	r := &Replica{
 		cfg: cfg, metrics: newMetrics(),
 		budget: cfg.InFlightBytes, inFlight: semaphore.NewWeighted(cfg.InFlightBytes),
-		wantsCut: make(chan struct{}, 1),
+		wantsCut: make(chan struct{}, 1), leadEnds: make(chan struct{}),
 	}
 	r.ctx, r.cancel = context.WithCancel(WithIdentity(context.Background(), cfg.Cluster, cfg.Shard))
 	if err := r.open(); err != nil {

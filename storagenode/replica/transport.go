@@ -111,6 +111,9 @@ type Transport struct {
 	ctx    context.Context // ends with Stop; carries the cluster's metadata
 	cancel context.CancelFunc
 
+	serving     context.Context // of incoming calls; ends with StopServing
+	stopServing context.CancelFunc
+
 	installing chan struct{} // has room for the one snapshot that is received
 
 	mu         sync.Mutex
@@ -138,8 +141,13 @@ func NewTransport(o TransportOptions) *Transport {
 		installing: make(chan struct{}, 1),
 	}
 	t.calls, t.cancelCall = context.WithCancel(ctx)
+	t.serving, t.stopServing = context.WithCancel(ctx)
 	return t
 }
+
+// StopServing ends all incoming streams, which otherwise last as long as the
+// peers' processes, and refuses further ones.
+func (t *Transport) StopServing() { t.stopServing() }
 
 // interrupt ends all outgoing calls. Calls made after it go on as usual.
 func (t *Transport) interrupt() {

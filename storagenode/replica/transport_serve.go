@@ -32,7 +32,7 @@ func (t *Transport) deliver(ctx context.Context, command any, reader io.Reader) 
 	case t.consumer <- raft.RPC{Command: command, Reader: reader, RespChan: answers}:
 	case <-ctx.Done():
 		return nil, status.FromContextError(ctx.Err()).Err()
-	case <-t.ctx.Done():
+	case <-t.serving.Done():
 		return nil, status.Error(codes.Unavailable, errTransportClosedMessage)
 	}
 	select {
@@ -40,14 +40,40 @@ func (t *Transport) deliver(ctx context.Context, command any, reader io.Reader) 
 		return a.Response, a.Error
 	case <-ctx.Done():
 		return nil, status.FromContextError(ctx.Err()).Err()
-	case <-t.ctx.Done():
+	case <-t.serving.Done():
 		return nil, status.Error(codes.Unavailable, errTransportClosedMessage)
 	}
 }
 
+type appendServer = grpc.BidiStreamingServer[storagepb.AppendEntriesRequest, storagepb.AppendEntriesResponse]
+
 // AppendEntries serves one stream of a leader: requests are handed to Raft in
-// the order of arrival, and answered in that order.
-func (s *transportService) AppendEntries(stream grpc.BidiStreamingServer[storagepb.AppendEntriesRequest, storagepb.AppendEntriesResponse]) error {
+// the order of arrival, and answered in that order. The next request is decoded
+// while Raft works on the one before.
+func (s *transportService) AppendEntries(stream appendServer) error {
+	requests := make(chan *storagepb.AppendEntriesRequest)
+	received := make(chan error, 1)
+	go func() { received <- receiveRequests(stream, requests) }()
+	for {
+		select {
+		case m := <-requests:
+			answer, err := s.appendEntries(stream.Context(), m)
+			if err != nil {
+				return err
+			}
+			if err := stream.Send(answer); err != nil {
+				return err
+			}
+		case err := <-received:
+			return err
+		case <-s.t.serving.Done():
+			return status.Error(codes.Unavailable, errTransportClosedMessage)
+		}
+	}
+}
+
+// receiveRequests returns when the stream ends, which it does with its handler.
+func receiveRequests(stream appendServer, requests chan<- *storagepb.AppendEntriesRequest) error {
 	for {
 		m, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -56,12 +82,10 @@ func (s *transportService) AppendEntries(stream grpc.BidiStreamingServer[storage
 		if err != nil {
 			return err
 		}
-		answer, err := s.appendEntries(stream.Context(), m)
-		if err != nil {
-			return err
-		}
-		if err := stream.Send(answer); err != nil {
-			return err
+		select {
+		case requests <- m:
+		case <-stream.Context().Done():
+			return stream.Context().Err()
 		}
 	}
 }

@@ -66,7 +66,7 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress,
 	idle.Reset(defaultSnapshotFinish) // the peer checks and adopts what it got
 	m, err := stream.CloseAndRecv()
 	if err != nil {
-		return fmt.Errorf("snapshot to %s at %s: all %d bytes sent: %w", id, target, sent, err)
+		return fmt.Errorf("snapshot to %s at %s: %d of %d bytes sent: %w", id, target, sent, args.Size, err)
 	}
 	resp.RPCHeader, resp.Term, resp.Success = headerFromProto(m.Header), m.Term, m.Success
 	if m.Success {
@@ -77,34 +77,28 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress,
 
 type snapshotStream = storagepb.RaftTransport_InstallSnapshotClient
 
+// sendSnapshot sends header and data. It ends early, without an error, when the
+// peer has answered already; the answer is for the caller to receive.
 func (t *Transport) sendSnapshot(stream snapshotStream, args *raft.InstallSnapshotRequest, data io.Reader, idle *time.Timer) (sent int64, err error) {
-	send := func(m *storagepb.InstallSnapshotRequest) error {
-		idle.Reset(t.opts.SnapshotIdleTimeout)
-		err := stream.Send(m)
-		if errors.Is(err, io.EOF) { // the peer has answered already
-			_, err = stream.CloseAndRecv()
-		}
-		return err
-	}
-	if err := send(&storagepb.InstallSnapshotRequest{Snapshot: snapshotToProto(args)}); err != nil {
-		return 0, err
-	}
+	m := &storagepb.InstallSnapshotRequest{Snapshot: snapshotToProto(args)}
 	for {
+		idle.Reset(t.opts.SnapshotIdleTimeout)
+		if err := stream.Send(m); errors.Is(err, io.EOF) {
+			return sent, nil
+		} else if err != nil {
+			return sent, err
+		}
+		sent += int64(len(m.Data))
 		// Not reused: gRPC may hold on to a message after Send has returned.
 		chunk := make([]byte, snapshotChunkBytes)
 		n, err := io.ReadFull(data, chunk)
-		if n > 0 {
-			if err := send(&storagepb.InstallSnapshotRequest{Data: chunk[:n]}); err != nil {
-				return sent, err
-			}
-			sent += int64(n)
-		}
-		switch {
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		if n == 0 && errors.Is(err, io.EOF) {
 			return sent, nil
-		case err != nil:
+		}
+		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 			return sent, err
 		}
+		m = &storagepb.InstallSnapshotRequest{Data: chunk[:n]}
 	}
 }
 
