@@ -47,6 +47,8 @@ type Config struct {
 	Delivery    exchange.Delivery
 	QuotaBytes  int64        // of the outbox; 0 for the default
 	Clock       func() int64 // Unix nanoseconds; nil for the system's clock
+	// Inspect, if set, is called at the end, while the nodes still run.
+	Inspect func(context.Context, *client.Client) error
 
 	// Progress takes a line on how far the trial is, Note one that stays.
 	Progress, Note func(format string, args ...any)
@@ -121,6 +123,11 @@ func Run(ctx context.Context, c Config) (Report, error) {
 	}
 	if err := t.prove(ctx); err != nil {
 		return t.report, err
+	}
+	if t.Inspect != nil {
+		if err := t.Inspect(ctx, t.client); err != nil {
+			return t.report, err
+		}
 	}
 	t.report.Seconds = time.Since(began).Seconds()
 	return t.report, nil
