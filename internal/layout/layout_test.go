@@ -53,13 +53,14 @@ var allowed = map[string][]string{
 	"exchange":        {"record", "exchange/", "storagenode/client", "storagenode/refusal", "storagenode/storagepb", "version"},
 	"exchange/server": {"record", "exchange", "exchange/", "version"},
 
-	"orderflow":          {"record"},
-	"orderflow/":         {"record", "orderflow"},
-	"localcluster":       {"storagenode/client", "storagenode/node"},
-	"cmd/storagenode":    {"storagenode/node", "version"},
-	"cmd/exchange":       {"exchange", "exchange/", "storagenode/client", "version"},
-	"cmd/countinghouse":  {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "storagenode/", "version"},
-	"cmd/countinghouse/": {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "storagenode/", "version"},
+	"orderflow":             {"record"},
+	"orderflow/":            {"record", "orderflow"},
+	"localcluster/netfault": {},
+	"localcluster":          {"storagenode/client", "storagenode/node"},
+	"cmd/storagenode":       {"storagenode/node", "version"},
+	"cmd/exchange":          {"exchange", "exchange/", "storagenode/client", "version"},
+	"cmd/countinghouse":     {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "storagenode/", "version"},
+	"cmd/countinghouse/":    {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "storagenode/", "version"},
 }
 
 func TestImportsRunDownward(t *testing.T) {
