@@ -33,7 +33,7 @@ const (
 
 // member is one node of a test cluster, in this process.
 type member struct {
-	t       *testing.T
+	t       testing.TB
 	cluster *cluster
 	id      string
 	address string
@@ -52,7 +52,7 @@ type node struct {
 }
 
 type cluster struct {
-	t       *testing.T
+	t       testing.TB
 	dir     string
 	members []*member
 	logs    *syncBuffer
@@ -79,7 +79,7 @@ func (s *syncBuffer) String() string {
 }
 
 // newCluster starts n voters that own the instruments A, B and C.
-func newCluster(t *testing.T, n int, change func(*replica.Config)) *cluster {
+func newCluster(t testing.TB, n int, change func(*replica.Config)) *cluster {
 	t.Helper()
 	c := &cluster{t: t, dir: t.TempDir(), logs: new(syncBuffer), change: change}
 	t.Cleanup(func() {
@@ -221,7 +221,7 @@ func (m *member) ingest() storagepb.IngestClient { return storagepb.NewIngestCli
 func (m *member) query() storagepb.QueryClient   { return storagepb.NewQueryClient(m.conn()) }
 func (m *member) admin() storagepb.AdminClient   { return storagepb.NewAdminClient(m.conn()) }
 
-func testContext(t *testing.T) context.Context {
+func testContext(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), testTimeout)
 	t.Cleanup(cancel)
@@ -229,7 +229,7 @@ func testContext(t *testing.T) context.Context {
 }
 
 // eventually waits until the condition holds.
-func eventually(t *testing.T, what string, condition func() bool) {
+func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(testTimeout); !condition(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -294,7 +294,7 @@ func records(name string, first uint64, n int) []record.Record {
 	return rs
 }
 
-func batch(t *testing.T, name string, epoch, first uint64, n int) []byte {
+func batch(t testing.TB, name string, epoch, first uint64, n int) []byte {
 	t.Helper()
 	b, err := record.AppendBatch(nil, epoch, records(name, first, n))
 	if err != nil {
@@ -304,7 +304,7 @@ func batch(t *testing.T, name string, epoch, first uint64, n int) []byte {
 }
 
 // open opens a stream, at m or whoever leads when m does no longer.
-func open(t *testing.T, m *member, name string, epoch uint64) *storagepb.OpenStreamResponse {
+func open(t testing.TB, m *member, name string, epoch uint64) *storagepb.OpenStreamResponse {
 	t.Helper()
 	for {
 		r, err := m.ingest().OpenStream(testContext(t), &storagepb.OpenStreamRequest{Instrument: name, Epoch: epoch})
@@ -320,7 +320,7 @@ func open(t *testing.T, m *member, name string, epoch uint64) *storagepb.OpenStr
 }
 
 // send appends batches on a stream of their own and returns the answers.
-func send(t *testing.T, m *member, batches ...[]byte) []*storagepb.AppendResponse {
+func send(t testing.TB, m *member, batches ...[]byte) []*storagepb.AppendResponse {
 	t.Helper()
 	stream, err := m.ingest().Append(testContext(t))
 	if err != nil {
@@ -348,7 +348,7 @@ func send(t *testing.T, m *member, batches ...[]byte) []*storagepb.AppendRespons
 }
 
 // stored fails the test unless all answers are acknowledgements.
-func stored(t *testing.T, answers []*storagepb.AppendResponse) {
+func stored(t testing.TB, answers []*storagepb.AppendResponse) {
 	t.Helper()
 	for i, a := range answers {
 		if a.Refusal != nil {
@@ -360,7 +360,7 @@ func stored(t *testing.T, answers []*storagepb.AppendResponse) {
 // write appends n records in batches of size and returns the last seq. It begins
 // with the member m; when leadership changes on a busy machine it opens the stream
 // again at the leader and goes on from where the stream ends.
-func write(t *testing.T, m *member, name string, epoch uint64, n, size int) (last uint64) {
+func write(t testing.TB, m *member, name string, epoch uint64, n, size int) (last uint64) {
 	t.Helper()
 	opened := open(t, m, name, epoch<<16)
 	first := opened.LastSeq + 1
@@ -395,7 +395,7 @@ func firstRefusal(answers []*storagepb.AppendResponse) *refusal.Error {
 }
 
 // scan reads a range and returns the record bytes.
-func scan(t *testing.T, m *member, req *storagepb.ScanRequest) ([]byte, error) {
+func scan(t testing.TB, m *member, req *storagepb.ScanRequest) ([]byte, error) {
 	t.Helper()
 	stream, err := m.query().Scan(testContext(t), req)
 	if err != nil {
@@ -449,7 +449,7 @@ func (c *cluster) same(name string, last uint64) {
 	}
 }
 
-func wantRefusal(t *testing.T, err error, want *refusal.Error) *refusal.Error {
+func wantRefusal(t testing.TB, err error, want *refusal.Error) *refusal.Error {
 	t.Helper()
 	got := refusal.FromError(err)
 	if got == nil || !errors.Is(got, want) {

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -279,7 +280,7 @@ func TestErrorsOfTheReceiverArriveAsErrors(t *testing.T) {
 	}
 	a.Stop()
 	err = a.RequestVote("b", b.LocalAddr(), &raft.RequestVoteRequest{}, new(raft.RequestVoteResponse))
-	if err != errTransportClosed || context.Cause(a.ctx) == nil {
+	if !errors.Is(err, errTransportClosed) || context.Cause(a.ctx) == nil {
 		t.Errorf("a closed transport: %v", err)
 	}
 }
