@@ -104,7 +104,7 @@ func (f *replayFlags) check(files []string) error {
 	case f.speed < 0:
 		return fmt.Errorf("--speed %g: use 0 or more", f.speed)
 	case f.window < 0:
-		return fmt.Errorf("--window %v: use 0, for any, or more", f.window)
+		return fmt.Errorf("--window %v: use 0, for the same instant, or more", f.window)
 	}
 	return nil
 }

@@ -258,9 +258,10 @@ func BenchmarkNext(b *testing.B) {
 			b.Fatal(err)
 		}
 		// An exchange in which orders rest and the older half is cancelled.
-		if e.Kind == orderflow.Submit {
+		switch e.Kind {
+		case orderflow.Submit:
 			g.Rests(e.Order, e.Volume)
-		} else if e.Kind == orderflow.Cancel {
+		case orderflow.Cancel:
 			g.Gone(e.Order)
 		}
 	}
