@@ -124,8 +124,9 @@ func (p *Printer) paint(code, s string) string {
 	return "\x1b[" + code + "m" + s + "\x1b[0m"
 }
 
-// Table prints rows below a header, columns aligned: those whose cells are all
-// numbers to the right, others to the left.
+// Table prints rows below a header, which is left out when it says nothing.
+// Columns are aligned: those whose cells are all numbers to the right, others to
+// the left.
 func (p *Printer) Table(header []string, rows [][]string) {
 	p.endProgress()
 	widths, right := measure(header, rows)
@@ -147,7 +148,9 @@ func (p *Printer) Table(header []string, rows [][]string) {
 		}
 		fmt.Fprintln(p.out, strings.TrimRight(b.String(), " "))
 	}
-	write(header)
+	if strings.Join(header, "") != "" {
+		write(header)
+	}
 	for _, row := range rows {
 		write(row)
 	}

@@ -19,6 +19,11 @@ func TestTableAlignsNumbersRight(t *testing.T) {
 	if b.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
 	}
+	b.Reset()
+	New(Human, &b, nil).Table([]string{"", ""}, [][]string{{"lost", "0"}})
+	if b.String() != "lost  0\n" {
+		t.Errorf("a table without a header: %q", b.String())
+	}
 }
 
 func TestPipedOutputHasNoEscapes(t *testing.T) {
