@@ -21,6 +21,12 @@ func status(t *testing.T, m *member) *storagepb.StatusResponse {
 	return st
 }
 
+// patient keeps a busy machine from changing the leader in tests that hold on to
+// one.
+func patient(cfg *replica.Config) {
+	cfg.HeartbeatTimeout, cfg.LeaderLease = 800*time.Millisecond, 800*time.Millisecond
+}
+
 func takeSnapshot(t *testing.T, m *member) *storagepb.SnapshotResponse {
 	t.Helper()
 	r, err := m.admin().Snapshot(testContext(t), &storagepb.SnapshotRequest{})
@@ -62,7 +68,7 @@ func TestSnapshotShortensTheLogAndSurvivesRestart(t *testing.T) {
 func TestLearnerGetsASnapshotAndIsPromoted(t *testing.T) {
 	for _, logStore := range []replica.LogStore{replica.LogStoreWAL, replica.LogStoreBolt} {
 		t.Run(string(logStore), func(t *testing.T) {
-			c := newCluster(t, 3, func(cfg *replica.Config) { cfg.LogStore = logStore })
+			c := newCluster(t, 3, func(cfg *replica.Config) { patient(cfg); cfg.LogStore = logStore })
 			leader := c.leader()
 			write(t, leader, "A", 1, 20000, 500)
 			write(t, leader, "B", 1, 10, 1)
@@ -114,7 +120,7 @@ func TestLearnerGetsASnapshotAndIsPromoted(t *testing.T) {
 }
 
 func TestPromotionWaitsUntilCaughtUp(t *testing.T) {
-	c := newCluster(t, 1, nil)
+	c := newCluster(t, 1, patient)
 	leader := c.leader()
 	ctx := testContext(t)
 	// Nobody listens there.
@@ -130,7 +136,7 @@ func TestPromotionWaitsUntilCaughtUp(t *testing.T) {
 }
 
 func TestRemovalKeepsTheQuorum(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newCluster(t, 3, patient)
 	leader, followers := c.leader(), c.followers()
 	ctx := testContext(t)
 	_, err := leader.admin().Remove(ctx, &storagepb.RemoveRequest{Id: leader.id})
@@ -164,7 +170,7 @@ func safe(t *testing.T, m *member) *storagepb.SafeToRestartResponse {
 }
 
 func TestStatusOfTheMembers(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newCluster(t, 3, patient)
 	leader := c.leader()
 	write(t, leader, "A", 1, 100, 10)
 	eventually(t, "the followers have all entries", func() bool {
