@@ -60,7 +60,7 @@ func (r *Replica) Describe(ch chan<- *prometheus.Desc) {
 	for _, g := range r.gauges() {
 		ch <- g.desc
 	}
-	if log, ok := r.logs.LogStore.(prometheus.Collector); ok {
+	if log := r.logMetrics(); log != nil {
 		log.Describe(ch)
 	}
 	if view, err := r.Read(context.Background(), true); err == nil {
@@ -77,13 +77,21 @@ func (r *Replica) Collect(ch chan<- prometheus.Metric) {
 	for _, g := range r.gauges() {
 		ch <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, g.value)
 	}
-	if log, ok := r.logs.LogStore.(prometheus.Collector); ok {
+	if log := r.logMetrics(); log != nil {
 		log.Collect(ch)
 	}
 	if view, err := r.Read(context.Background(), true); err == nil {
 		defer view.Release()
 		view.Shard.Collect(ch)
 	}
+}
+
+// logMetrics returns the log's own metrics, nil when it has none.
+func (r *Replica) logMetrics() prometheus.Collector {
+	if log, ok := r.logs.LogStore.(interface{ Metrics() prometheus.Collector }); ok {
+		return log.Metrics()
+	}
+	return nil
 }
 
 type gaugeReading struct {
