@@ -17,6 +17,7 @@ const module = "github.com/countinghouse/countinghouse/"
 var allowed = map[string][]string{
 	"version":                 {},
 	"internal/layout":         {},
+	"internal/docs":           {},
 	"record":                  {},
 	"storagenode/storagepb":   {},
 	"storagenode/refusal":     {"storagenode/storagepb"},

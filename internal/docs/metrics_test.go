@@ -1,0 +1,172 @@
+package docs
+
+import (
+	"io"
+	"log/slog"
+	"net"
+	"net/http/httptest"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/countinghouse/countinghouse/exchange"
+	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
+	"github.com/countinghouse/countinghouse/exchange/order"
+	"github.com/countinghouse/countinghouse/exchange/server"
+	"github.com/countinghouse/countinghouse/record"
+	"github.com/countinghouse/countinghouse/storagenode"
+	"github.com/countinghouse/countinghouse/storagenode/client"
+	"github.com/countinghouse/countinghouse/storagenode/replica"
+)
+
+// Every metric of the two servers has a row among the metrics, and no other
+// metric is named anywhere.
+func TestMetricsAreDocumented(t *testing.T) {
+	real := map[string]bool{}
+	nodeMetrics(t, real)
+	exchangeMetrics(t, real)
+	if len(real) < 80 {
+		t.Fatalf("the servers have %d metrics only", len(real))
+	}
+	listed := map[string]bool{}
+	for _, page := range pages {
+		for _, l := range readPage(t, page) {
+			names := namePattern.FindAllStringSubmatch(l.text, -1)
+			for i, m := range names {
+				if !metricName.MatchString(m[1]) {
+					continue
+				}
+				if !real[m[1]] {
+					t.Errorf("%s:%d: no server has the metric %s", l.page, l.number, m[1])
+				}
+				if i == 0 && strings.HasPrefix(l.text, "| `") {
+					listed[m[1]] = true
+				}
+			}
+		}
+	}
+	for name := range real {
+		if !listed[name] {
+			t.Errorf("%s: the list of metrics lacks %s", bounds, name)
+		}
+	}
+}
+
+// oneNode opens the only member of a shard in dir.
+func oneNode(t *testing.T, dir string) (*replica.Replica, error) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const id = "s1-0"
+	r, err := replica.Open(replica.Config{
+		Cluster: "demo", Shard: "s1", ID: id, Address: l.Addr().String(), DataDir: dir,
+		Peers:       []replica.Peer{{ID: id, Address: l.Addr().String()}},
+		Instruments: []record.Symbol{record.MustSymbol("IF2501")}, HeartbeatTimeout: 50 * time.Millisecond,
+		DiskReserveBytes: -1, BallastBytes: -1, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	s := grpc.NewServer()
+	r.Transport().Register(s)
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() {
+		s.Stop()
+		_ = r.Close()
+	})
+	return r, nil
+}
+
+var fqName = regexp.MustCompile(`fqName: "([^"]+)"`)
+
+func nodeMetrics(t *testing.T, into map[string]bool) {
+	t.Helper()
+	r, err := oneNode(t, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	descriptions := make(chan *prometheus.Desc)
+	go func() {
+		storagenode.New(r, storagenode.Options{}).Describe(descriptions)
+		close(descriptions)
+	}()
+	for d := range descriptions {
+		into[fqName.FindStringSubmatch(d.String())[1]] = true
+	}
+}
+
+var typeLine = regexp.MustCompile(`(?m)^# TYPE (countinghouse_\w+) `)
+
+// exchangeMetrics reads what an exchange without storage shows after an order,
+// without which the metrics with labels show nothing.
+func exchangeMetrics(t *testing.T, into map[string]bool) {
+	t.Helper()
+	x := openExchange(t)
+	s, err := server.New(x, server.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	submitOne(t, s)
+	answer := httptest.NewRecorder()
+	s.Metrics(x.Collector()).ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range typeLine.FindAllStringSubmatch(string(text), -1) {
+		into[m[1]] = true
+	}
+}
+
+func exchangeConfig(t *testing.T, outboxDir string) exchange.Config {
+	t.Helper()
+	set, err := order.DefaultSet()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return exchange.Config{
+		Shards: &client.Map{Cluster: "demo", Shards: []client.Shard{{
+			Name: "s1", Instruments: []string{"IF2501", "IC2501", "IH2501", record.AccountStream},
+			Members: []client.Member{{ID: "s1-0", Address: "127.0.0.1:1"}},
+		}}},
+		Instruments: set, OutboxDir: outboxDir, SegmentRecords: 8192,
+		Init: true, DrainWait: 20 * time.Millisecond, CloseWait: time.Millisecond,
+	}
+}
+
+func openExchange(t *testing.T) *exchange.Exchange {
+	t.Helper()
+	x, err := exchange.Open(t.Context(), exchangeConfig(t, filepath.Join(t.TempDir(), "outbox")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = x.Close() })
+	return x
+}
+
+func submitOne(t *testing.T, s *server.Server) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() { s.Stop(0) })
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := pb.NewOrderEntryClient(conn).Submit(t.Context(), &pb.SubmitRequest{Instrument: "IF2501"}); err != nil {
+		t.Fatal(err)
+	}
+}
