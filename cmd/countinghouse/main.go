@@ -73,6 +73,7 @@ func newRoot() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.PersistentFlags().VarP(&s.format, "output", "o", `"table" for people, "json" for machines`)
+	root.AddCommand(newTorture(s))
 	root.AddCommand(newScan(s), newGet(s), newTail(s), newStats(s), newVerify(s), newCluster(s), newDemo(s), newReplay(s), newNode())
 	return root
 }

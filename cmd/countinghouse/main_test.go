@@ -25,7 +25,8 @@ func TestBadWordsAreUsageErrors(t *testing.T) {
 		{"scan", "IF2501", "--shards", "x", "--timeout", "-3s"}, {"scan", "IF2501", "--shards", "x", "--since", "noon"},
 		{"scan", "IF2501", "--shards", "x", "--type", "Nonsense"}, {"scan", "bad name", "--shards", "x"},
 		{"stats", "--shards", "/nonexistent/shards.yaml"}, {"cluster", "up"},
-		{"cluster", "up", "--data-dir", "x", "--shards-count", "0"}} {
+		{"cluster", "up", "--data-dir", "x", "--shards-count", "0"}, {"torture", "--seconds", "0"}, {"torture", "--replicas", "2"},
+		{"torture", "--data-dir", "."}, {"torture", "--rate", "-1"}} {
 		_, _, err := execute(t, args...)
 		if output.ExitCode(err) != output.ExitUsage {
 			t.Errorf("%v: %v gives exit code %d, want %d", args, err, output.ExitCode(err), output.ExitUsage)
