@@ -213,8 +213,38 @@ func (r *recovered) withGood(err error) error {
 	return fmt.Errorf("%w; %s, %d were published", err, good, published)
 }
 
-// trust takes the published counter as exact, after a look at its last record.
+// trust takes the published counter, after a look at its last record, and the
+// whole transactions that stand behind it: a writer that was killed between the
+// last slot's flag and the counter leaves one, and a counter whose page was
+// damaged may stand too low. Either way they are what the writer wrote.
 func (r *recovered) trust() error {
+	if err := r.checkPublished(); err != nil {
+		return err
+	}
+	if whole, _ := r.walk(r.control.published.Load()); whole > r.control.published.Load() {
+		r.control.published.Store(whole)
+	}
+	return nil
+}
+
+// walk returns the last global of the last whole transaction of an unbroken run
+// of records after g, and the last global of the run.
+func (r *recovered) walk(g uint64) (whole, last uint64) {
+	h := &r.control.header
+	whole = g
+	for {
+		s := r.segment(h.number(g + 1))
+		if s == nil || s.checkSlot(h.slot(g+1), g+1) != nil {
+			return whole, g
+		}
+		g++
+		if s.slots[h.slot(g)].Flags&record.FlagLast != 0 {
+			whole = g
+		}
+	}
+}
+
+func (r *recovered) checkPublished() error {
 	h, published := &r.control.header, r.control.published.Load()
 	if published < h.base && len(r.segments) == 0 {
 		r.control.published.Store(h.base) // rebase was interrupted before its last step
@@ -251,18 +281,8 @@ func (r *recovered) revalidate() error {
 	if g < h.base {
 		return fmt.Errorf("outbox: %s: %w: a cursor at %d is below the base %d", r.control.path, ErrDamaged, g, h.base)
 	}
-	whole := g
-	for {
-		g++
-		s := r.segment(h.number(g))
-		if s == nil || s.checkSlot(h.slot(g), g) != nil {
-			break
-		}
-		if s.slots[h.slot(g)].Flags&record.FlagLast != 0 {
-			whole = g
-		}
-	}
-	r.report.CutRecords = max(before, g-1) - whole
+	whole, last := r.walk(g)
+	r.report.CutRecords = max(before, last) - whole
 	r.control.published.Store(whole)
 	return r.control.sync()
 }

@@ -120,6 +120,23 @@ func TestCutRecordsStayCut(t *testing.T) {
 	}
 }
 
+// A counter that stands too low, as after damage to its page or a kill just
+// before its store, must not cost whole transactions that stand behind it.
+func TestTransactionsBehindTheCounterAreKept(t *testing.T) {
+	for _, low := range []uint64{0, 5, 37, 64} {
+		dir := filepath.Join(t.TempDir(), "outbox")
+		w := open(t, dir, wide())
+		for range 20 {
+			publish(t, w, 5)
+		}
+		w.Close()
+		setPublished(t, dir, low)
+		if rep := open(t, dir, wide()).Recovery(); rep.BootChanged || rep.Published != 100 || rep.CutRecords != 0 {
+			t.Errorf("counter at %d: %+v", low, rep)
+		}
+	}
+}
+
 // Slots of a transaction that was never published must not be taken for records
 // after the machine goes down under the next writer.
 func TestUnpublishedSlotsAreCleared(t *testing.T) {
@@ -128,7 +145,8 @@ func TestUnpublishedSlotsAreCleared(t *testing.T) {
 	publish(t, w, 5)
 	publish(t, w, 5)
 	w.Close()
-	setPublished(t, dir, 5) // killed before the store
+	tear(t, dir, 10, 2, 4)  // killed before the last slot was marked
+	setPublished(t, dir, 5) // and so before the store
 	w = open(t, dir, wide())
 	if rep := w.Recovery(); rep.BootChanged || rep.Published != 5 {
 		t.Fatalf("%+v", rep)
