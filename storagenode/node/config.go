@@ -17,6 +17,10 @@ import (
 	"github.com/countinghouse/countinghouse/storagenode/replica"
 )
 
+// segmentBytesMin is the smallest log segment, in whole blocks of 4096 bytes,
+// that holds its own header and the largest batch with its frame.
+const segmentBytesMin = (record.MaxBatchBytes + 2*4096 + 4095) / 4096 * 4096
+
 // Config is what a node's command line says.
 type Config struct {
 	Cluster     string
@@ -133,6 +137,9 @@ func (c *Config) Validate() error {
 	}
 	if c.LogStore != string(replica.LogStoreWAL) && c.LogStore != string(replica.LogStoreBolt) {
 		bad("log-store", "%q is unknown: use wal or boltdb", c.LogStore)
+	}
+	if c.LogStore == string(replica.LogStoreWAL) && c.SegmentBytes < segmentBytesMin {
+		bad("segment-bytes", "%d: the largest batch must fit: use at least %d", c.SegmentBytes, segmentBytesMin)
 	}
 	if c.LogFormat != "text" && c.LogFormat != "json" {
 		bad("log-format", "%q is unknown: use text or json", c.LogFormat)

@@ -93,7 +93,7 @@ func startProcesses(t *testing.T) []*process {
 		p.argv = []string{
 			program, "--cluster", "test", "--shard", "s1", "--id", p.id, "--listen", p.address, "--data-dir", filepath.Join(dir, p.id),
 			"--peers", strings.Join(peers, ","), "--instruments", instrument, "--heartbeat-timeout", "300ms",
-			"--snapshot-entries", "200", "--trailing-entries", "16", "--segment-bytes", "1048576", "--memtable-bytes", "65536",
+			"--snapshot-entries", "200", "--trailing-entries", "16", "--segment-bytes", "2097152", "--memtable-bytes", "65536",
 			"--disk-reserve-bytes", "-1", "--ballast-bytes", "-1", "--log-level", "debug",
 		}
 		p.start(t)
