@@ -51,7 +51,7 @@ func startStorage(t *testing.T, replicas int) *localcluster.Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Kill)
+	t.Cleanup(c.Close)
 	if err := c.AwaitLeaders(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -54,6 +54,7 @@ type Member struct {
 // Cluster is a set of storage node processes. It is safe for concurrent use.
 type Cluster struct {
 	options Options
+	ports   ports
 
 	mu        sync.Mutex
 	members   []Member
@@ -76,7 +77,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	}
 	for _, m := range c.members {
 		if err := c.processes[m.ID].start(); err != nil {
-			c.Kill()
+			c.Close()
 			return nil, err
 		}
 	}
@@ -84,7 +85,7 @@ func Start(ctx context.Context, o Options) (*Cluster, error) {
 	defer cancel()
 	for _, m := range c.members {
 		if err := c.awaitListening(ctx, m); err != nil {
-			c.Kill()
+			c.Close()
 			return nil, err
 		}
 	}
@@ -99,16 +100,17 @@ func plan(o Options) (*Cluster, error) {
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("local cluster: %w", err)
 	}
-	addresses, err := assignAddresses(o)
-	if err != nil {
-		return nil, err
-	}
 	o.Shards = slices.Clone(o.Shards)
-	c := &Cluster{options: o, processes: make(map[string]*process, len(addresses))}
+	c := &Cluster{options: o, processes: map[string]*process{}}
+	addresses, err := c.ports.assign(o)
 	for _, s := range o.Shards {
-		if err := c.addShard(s, addresses); err != nil {
-			return nil, err
+		if err == nil {
+			err = c.addShard(s, addresses)
 		}
+	}
+	if err != nil {
+		c.ports.release()
+		return nil, err
 	}
 	return c, nil
 }
@@ -289,11 +291,7 @@ func (c *Cluster) JoinNode(ctx context.Context, shard, id string) (Member, error
 	if _, _, err := c.find(id); err == nil {
 		return Member{}, fmt.Errorf("node %s is in cluster %s already", id, c.options.Cluster)
 	}
-	var used []string
-	for _, m := range c.Members() {
-		used = append(used, m.Listen)
-	}
-	listen, err := freeAddresses(1, used)
+	listen, err := c.ports.free(1)
 	if err != nil {
 		return Member{}, err
 	}
@@ -333,12 +331,21 @@ func (c *Cluster) LogTail(id string) string {
 	return p.logTail(logTailBytes)
 }
 
-// Stop asks all nodes to end, at once, and kills those that take too long.
+// Stop asks all nodes to end, at once, kills those that take too long, and closes
+// the cluster.
 func (c *Cluster) Stop() {
 	c.each(func(p *process) { _ = p.stop(stopGrace) })
+	c.Close()
 }
 
-// Kill ends all nodes with SIGKILL.
+// Close kills all nodes that run and gives their ports back. No node of c may be
+// started after it.
+func (c *Cluster) Close() {
+	c.Kill()
+	c.ports.release()
+}
+
+// Kill ends all nodes with SIGKILL. They can be started again.
 func (c *Cluster) Kill() {
 	c.each((*process).kill)
 }

@@ -81,7 +81,7 @@ func TestKillAndRestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Kill)
+	t.Cleanup(c.Close)
 	if len(c.Members()) != 4 || len(c.Of("s1")) != 3 || c.Of("s1")[2].ID != "s1-2" {
 		t.Fatalf("members %+v", c.Members())
 	}
@@ -181,7 +181,7 @@ func TestFrontJoinForget(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Kill)
+	t.Cleanup(c.Close)
 	joined, err := c.JoinNode(t.Context(), "s1", "s1-3")
 	if err != nil {
 		t.Fatal(err)
@@ -219,7 +219,7 @@ func TestPauseAndStopOneNode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Kill)
+	t.Cleanup(c.Close)
 	m := c.Of("s1")[0]
 	if !c.PauseNode(m.ID) || !c.ResumeNode(m.ID) || c.PauseNode("nobody") {
 		t.Error("pause or resume found no process, or one that is not there")

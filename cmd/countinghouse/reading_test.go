@@ -42,7 +42,7 @@ func startCluster(t *testing.T) (*localcluster.Cluster, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Kill)
+	t.Cleanup(c.Close)
 	path, err := c.WriteMap()
 	if err != nil {
 		t.Fatal(err)

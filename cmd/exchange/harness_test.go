@@ -57,7 +57,7 @@ func storage(t *testing.T) (*localcluster.Cluster, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Kill)
+	t.Cleanup(c.Close)
 	if err := c.AwaitLeaders(t.Context()); err != nil {
 		t.Fatal(err)
 	}

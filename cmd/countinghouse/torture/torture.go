@@ -119,7 +119,7 @@ func Run(ctx context.Context, c Config) (Report, error) {
 	if err := t.start(ctx); err != nil {
 		return t.report(), err
 	}
-	defer t.cluster.Kill()
+	defer t.cluster.Close()
 	t.torment(ctx)
 	if err = ctx.Err(); err == nil {
 		err = t.prove(ctx)
@@ -172,11 +172,11 @@ func (t *torture) start(ctx context.Context) error {
 		return err
 	}
 	if err := t.cluster.AwaitLeaders(ctx); err != nil {
-		t.cluster.Kill()
+		t.cluster.Close()
 		return err
 	}
 	if _, err := t.cluster.WriteMap(); err != nil {
-		t.cluster.Kill()
+		t.cluster.Close()
 		return err
 	}
 	return nil
