@@ -3,6 +3,7 @@ package replica
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/countinghouse/countinghouse/record"
+	"github.com/countinghouse/countinghouse/storagenode/stablestore"
 	"github.com/countinghouse/countinghouse/storagenode/store"
 	"github.com/countinghouse/countinghouse/storagenode/wal"
 )
@@ -31,6 +33,15 @@ type Peer struct {
 	Address string `json:"address"` // host:port
 }
 
+// StableStore keeps a Raft server's term and vote. Each write is atomic and on
+// disk when it returns.
+type StableStore interface {
+	raft.StableStore
+	io.Closer
+}
+
+func openBoltStable(_ vfs.FS, path string) (StableStore, error) { return stablestore.Open(path) }
+
 // Config configures a replica. Zero fields take their defaults where one is
 // named; the other fields must be set.
 type Config struct {
@@ -40,9 +51,12 @@ type Config struct {
 	// Address is the host:port under which the other members reach this node.
 	Address string
 	DataDir string
-	// FS is the file system; default vfs.Default. The stable store and the
-	// boltdb log store always use the operating system's.
+	// FS is the file system; default vfs.Default. The boltdb log store always
+	// uses the operating system's.
 	FS vfs.FS
+	// OpenStable opens the stable store at the path; default stablestore.Open,
+	// which uses the operating system's file system.
+	OpenStable func(fs vfs.FS, path string) (StableStore, error)
 
 	// Peers are the shard's first voters, this node among them. They are used
 	// once, when the data directory is empty; every one of them must be given
@@ -123,6 +137,9 @@ const (
 func (c Config) withDefaults() Config {
 	if c.FS == nil {
 		c.FS = vfs.Default
+	}
+	if c.OpenStable == nil {
+		c.OpenStable = openBoltStable
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

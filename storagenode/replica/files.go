@@ -1,11 +1,15 @@
 package replica
 
 import (
+	"bytes"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/countinghouse/countinghouse/record"
 )
 
 // What a data directory holds.
@@ -68,7 +72,25 @@ func currentStore(fs vfs.FS, dataDir string) (string, error) {
 	if !strings.HasPrefix(name, storePrefix) || strings.ContainsAny(name, "/\\") {
 		return "", fmt.Errorf("%s: %q is not the name of a store", fs.PathJoin(dataDir, currentFile), name)
 	}
+	if _, err := fs.Stat(fs.PathJoin(dataDir, name)); err != nil {
+		return "", fmt.Errorf("%s: %w: it names %s, which is not there (%w): replace the member",
+			fs.PathJoin(dataDir, currentFile), record.ErrCorrupt, name, err)
+	}
 	return name, nil
+}
+
+// seal ends a text file with a line that holds the CRC32C of what is before it.
+func seal(content []byte) []byte {
+	return fmt.Appendf(content, "\ncrc32c %08x\n", crc32.Checksum(content, record.Castagnoli))
+}
+
+// unseal returns what seal was given. Errors wrap record.ErrCorrupt.
+func unseal(name string, sealed []byte) ([]byte, error) {
+	i := bytes.LastIndex(sealed, []byte("\ncrc32c "))
+	if i < 0 || string(sealed) != string(seal(sealed[:i:i])) {
+		return nil, fmt.Errorf("%s: %w: the checksum in its last line does not fit", name, record.ErrCorrupt)
+	}
+	return sealed[:i], nil
 }
 
 // storeAfter returns the name of the store that follows name.

@@ -43,7 +43,7 @@ func isNotExist(err error) bool { return errors.Is(err, os.ErrNotExist) }
 
 // lockDataDir creates the directory if need be and locks it.
 func lockDataDir(fs vfs.FS, dir string) (io.Closer, error) {
-	if err := fs.MkdirAll(dir, dirMode); err != nil {
+	if err := makeDurableDir(fs, dir); err != nil {
 		return nil, fmt.Errorf("data directory %s: %w", dir, err)
 	}
 	lock, err := fs.Lock(fs.PathJoin(dir, lockFile))
@@ -51,6 +51,34 @@ func lockDataDir(fs vfs.FS, dir string) (io.Closer, error) {
 		return nil, fmt.Errorf("%s: %w: stop it, or choose another --data-dir (%w)", dir, ErrLocked, err)
 	}
 	return lock, nil
+}
+
+// makeDurableDir creates the directory and those above it that are missing, and
+// makes their names durable: a member whose data directory vanishes in a power
+// failure comes back as an empty one under its old id, without its log and vote.
+func makeDurableDir(fs vfs.FS, dir string) error {
+	parent := fs.PathDir(dir)
+	_, err := fs.Stat(dir)
+	switch {
+	case err == nil:
+		// Whoever made it may have lost power before its name was durable. Above a
+		// mount point, where nothing needs to be done, reading may be forbidden.
+		if err := syncDir(fs, parent); err != nil && !errors.Is(err, os.ErrPermission) {
+			return err
+		}
+		return nil
+	case !isNotExist(err):
+		return err
+	}
+	if parent != dir {
+		if err := makeDurableDir(fs, parent); err != nil {
+			return err
+		}
+	}
+	if err := fs.MkdirAll(dir, dirMode); err != nil {
+		return err
+	}
+	return syncDir(fs, parent)
 }
 
 // ReadIdentity returns the identity of a data directory; the error matches

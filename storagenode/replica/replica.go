@@ -16,7 +16,6 @@ import (
 	"go.etcd.io/bbolt"
 	"golang.org/x/sync/semaphore"
 
-	"github.com/countinghouse/countinghouse/storagenode/stablestore"
 	"github.com/countinghouse/countinghouse/storagenode/store"
 	"github.com/countinghouse/countinghouse/storagenode/wal"
 )
@@ -141,7 +140,7 @@ func (r *Replica) fatal(err error) {
 func (r *Replica) path(name string) string { return r.cfg.FS.PathJoin(r.cfg.DataDir, name) }
 
 func (r *Replica) openLogs() error {
-	stable, err := stablestore.Open(filepath.Clean(r.path(stableFile)))
+	stable, err := r.cfg.OpenStable(r.cfg.FS, filepath.Clean(r.path(stableFile)))
 	if err != nil {
 		return err
 	}

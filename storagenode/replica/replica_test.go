@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -342,6 +343,46 @@ func TestASnapshotDoesNotTakeAMemberBack(t *testing.T) {
 	}
 }
 
+// CURRENT that names a store which is not there is damaged: to make an empty one,
+// and to drop the others, would drop the data.
+func TestCurrentMustNameAStore(t *testing.T) {
+	r, cfg, _ := single(t, nil)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(cfg.DataDir, currentFile)
+	if err := replaceFile(vfs.Default, path, []byte("store-000003\n")); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Open(cfg)
+	if !errors.Is(err, record.ErrCorrupt) || !strings.Contains(err.Error(), path) {
+		t.Fatalf("got %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(cfg.DataDir, "store-000001")); err != nil {
+		t.Errorf("the store is gone: %v", err)
+	}
+}
+
+// Every flipped bit of a snapshot's META is noticed: Raft believes what it says.
+func TestSnapshotMetaIsSealed(t *testing.T) {
+	sealed := seal([]byte("{\"version\": 1}"))
+	if b, err := unseal("META", sealed); err != nil || string(b) != "{\"version\": 1}" {
+		t.Fatalf("%q, %v", b, err)
+	}
+	for bit := range len(sealed) * 8 {
+		b := bytes.Clone(sealed)
+		b[bit/8] ^= 1 << (bit % 8)
+		if _, err := unseal("META", b); !errors.Is(err, record.ErrCorrupt) {
+			t.Fatalf("bit %d: %v", bit, err)
+		}
+	}
+	for n := range sealed {
+		if _, err := unseal("META", sealed[:n]); err == nil {
+			t.Fatalf("the first %d bytes passed", n)
+		}
+	}
+}
+
 // A crash may come after a received snapshot is visible and before its data is
 // live.
 func TestAdoptionIsFinishedAtTheNextStart(t *testing.T) {
@@ -357,8 +398,10 @@ func TestAdoptionIsFinishedAtTheNextStart(t *testing.T) {
 	if err := dropOtherStores(vfs.Default, cfg.DataDir, ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := vfs.Default.MkdirAll(filepath.Join(cfg.DataDir, "store-000002"), dirMode); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"store-000001", "store-000002"} {
+		if err := vfs.Default.MkdirAll(filepath.Join(cfg.DataDir, name), dirMode); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := replaceFile(vfs.Default, filepath.Join(cfg.DataDir, currentFile), []byte("store-000001\n")); err != nil {
 		t.Fatal(err)

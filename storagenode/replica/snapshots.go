@@ -31,7 +31,7 @@ const (
 	sinkTokenUsage = "a sink takes either a staged directory's token or persist"
 )
 
-// snapshotMeta is the content of a snapshot's META file.
+// snapshotMeta is the content of a snapshot's META file, which is sealed.
 type snapshotMeta struct {
 	Version int               `json:"version"`
 	Raft    raft.SnapshotMeta `json:"raft"`
@@ -155,6 +155,9 @@ func (s *snapshotStore) readMeta(id string) (snapshotMeta, error) {
 	name := s.path(id, metaFile)
 	b, err := readFile(s.fs, name)
 	if err != nil {
+		return m, fmt.Errorf("snapshot %s: %w", id, err)
+	}
+	if b, err = unseal(name, b); err != nil {
 		return m, fmt.Errorf("snapshot %s: %w", id, err)
 	}
 	if err := json.Unmarshal(b, &m); err != nil {
@@ -401,7 +404,7 @@ func (k *snapshotSink) finish() error {
 	if err != nil {
 		return err
 	}
-	if err := writeFileSync(fs, k.s.path(k.name, metaFile), b); err != nil {
+	if err := writeFileSync(fs, k.s.path(k.name, metaFile), seal(b)); err != nil {
 		return err
 	}
 	if err := syncDir(fs, k.s.path(k.name)); err != nil {

@@ -40,7 +40,8 @@ type verification struct {
 }
 
 // VerifyDataDir checks everything in the data directory of a stopped node: its
-// identity, the live store's tables and manifests, the Raft log, the snapshots.
+// identity, the live store's tables and manifests, term and vote, the Raft log,
+// the snapshots.
 // It changes nothing. Damage is reported; the error says that the check itself
 // could not go on, as when the directory is none of a storage node.
 func VerifyDataDir(fs vfs.FS, dir string, report func(Finding)) (VerifySummary, error) {
@@ -50,7 +51,7 @@ func VerifyDataDir(fs vfs.FS, dir string, report func(Finding)) (VerifySummary, 
 		return v.sum, err
 	}
 	defer unlock()
-	for _, check := range []func() error{v.identity, v.store, v.log, v.snapshots} {
+	for _, check := range []func() error{v.identity, v.store, v.stable, v.log, v.snapshots} {
 		if err := check(); err != nil {
 			return v.sum, fmt.Errorf("verify %s: %w", dir, err)
 		}
@@ -123,12 +124,23 @@ func (v *verification) log() error {
 	return err
 }
 
-// boltLog checks the pages of a log in bbolt, which keeps no checksums of its
-// values; those of the batches are checked when they are read.
-func (v *verification) boltLog() error {
-	db, err := bbolt.Open(v.path(boltLogFile), 0o600, &bbolt.Options{ReadOnly: true})
+// stable checks the term and vote. bbolt opens files of the operating system only,
+// so those on another file system are left to whoever put them there.
+func (v *verification) stable() error {
+	if v.fs != vfs.Default {
+		return nil
+	}
+	return v.bolt(stableFile)
+}
+
+func (v *verification) boltLog() error { return v.bolt(boltLogFile) }
+
+// bolt checks the pages of a bbolt file, which keeps no checksums of its values;
+// votes and batches carry their own, checked when they are read.
+func (v *verification) bolt(name string) error {
+	db, err := bbolt.Open(v.path(name), 0o600, &bbolt.Options{ReadOnly: true})
 	if err != nil {
-		v.found(Finding{File: v.path(boltLogFile), What: fmt.Sprintf("%v; replace the member", err)})
+		v.found(Finding{File: v.path(name), What: fmt.Sprintf("%v; replace the member", err)})
 		return nil
 	}
 	defer db.Close()
@@ -136,7 +148,7 @@ func (v *verification) boltLog() error {
 	return db.View(func(tx *bbolt.Tx) error {
 		v.sum.Bytes += uint64(tx.Size())
 		for err := range tx.Check() {
-			v.found(Finding{File: v.path(boltLogFile), What: fmt.Sprintf("%v; replace the member", err)})
+			v.found(Finding{File: v.path(name), What: fmt.Sprintf("%v; replace the member", err)})
 		}
 		return nil
 	})
