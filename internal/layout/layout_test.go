@@ -34,6 +34,7 @@ var allowed = map[string][]string{
 	},
 	"storagenode/node":   {"record", "storagenode", "storagenode/refusal", "storagenode/replica", "storagenode/store", "storagenode/wal", "storagenode/storagepb", "version"},
 	"storagenode/client": {"record", "storagenode/refusal", "storagenode/storagepb"},
+	"storagenode/fire":   {},
 
 	"exchange/exchangepb": {},
 	"exchange/order":      {"record"},
@@ -61,7 +62,7 @@ var allowed = map[string][]string{
 	"cmd/storagenode":       {"storagenode/node", "version"},
 	"cmd/exchange":          {"exchange", "exchange/", "storagenode/client", "version"},
 	"cmd/countinghouse":     {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "storagenode/", "version"},
-	"cmd/countinghouse/":    {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "storagenode/", "version"},
+	"cmd/countinghouse/":    {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "localcluster/", "storagenode/", "version"},
 }
 
 func TestImportsRunDownward(t *testing.T) {
