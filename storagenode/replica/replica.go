@@ -16,6 +16,7 @@ import (
 	"go.etcd.io/bbolt"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/countinghouse/countinghouse/storagenode/stablestore"
 	"github.com/countinghouse/countinghouse/storagenode/store"
 	"github.com/countinghouse/countinghouse/storagenode/wal"
 )
@@ -160,6 +161,28 @@ func (r *Replica) openLogs() error {
 	}
 	r.closers = append(r.closers, logs)
 	r.logs = &guardedLog{LogStore: logs, guard: r.guard}
+	return r.checkTerm()
+}
+
+// checkTerm refuses a log without the term that it was written in: with the stable
+// store the member has lost its vote, and might give it twice.
+func (r *Replica) checkTerm() error {
+	last, err := r.logs.LastIndex()
+	if err != nil || last == 0 {
+		return err
+	}
+	var entry raft.Log
+	if err := r.logs.GetLog(last, &entry); err != nil {
+		return err
+	}
+	term, err := r.stable.GetUint64([]byte("CurrentTerm"))
+	if err != nil && err.Error() != "not found" { // raft, too, goes by the text
+		return err
+	}
+	if term < entry.Term {
+		return fmt.Errorf("%s: %w: the current term in it is %d, but the log's last entry, %d, is of term %d: replace the member",
+			r.path(stableFile), stablestore.ErrCorrupt, term, last, entry.Term)
+	}
 	return nil
 }
 

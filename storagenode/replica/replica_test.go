@@ -20,6 +20,7 @@ import (
 
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/refusal"
+	"github.com/countinghouse/countinghouse/storagenode/stablestore"
 	"github.com/countinghouse/countinghouse/storagenode/store"
 )
 
@@ -360,6 +361,39 @@ func TestCurrentMustNameAStore(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(cfg.DataDir, "store-000001")); err != nil {
 		t.Errorf("the store is gone: %v", err)
+	}
+}
+
+// A member that lost its stable store has lost its vote, and must not give it
+// again under the same id.
+func TestLostStableStoreIsRefused(t *testing.T) {
+	for name, lose := range map[string]func(path string) error{
+		"removed": os.Remove,
+		"empty":   func(path string) error { return os.Truncate(path, 0) },
+		"begun anew": func(path string) error {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+			s, err := stablestore.Open(path)
+			if err != nil {
+				return err
+			}
+			return s.Close()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, cfg, _ := single(t, nil)
+			if err := r.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := lose(filepath.Join(cfg.DataDir, stableFile)); err != nil {
+				t.Fatal(err)
+			}
+			_, err := Open(cfg)
+			if !errors.Is(err, stablestore.ErrCorrupt) || !strings.Contains(err.Error(), stableFile) {
+				t.Fatalf("got %v", err)
+			}
+		})
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/bbolt"
 
+	"github.com/countinghouse/countinghouse/storagenode/stablestore"
 	"github.com/countinghouse/countinghouse/storagenode/store"
 	"github.com/countinghouse/countinghouse/storagenode/wal"
 )
@@ -130,17 +131,20 @@ func (v *verification) stable() error {
 	if v.fs != vfs.Default {
 		return nil
 	}
-	return v.bolt(stableFile)
+	name := v.path(stableFile)
+	if err := stablestore.Check(name); err != nil {
+		v.found(Finding{File: name, What: err.Error()})
+	}
+	v.sum.Files++
+	return nil
 }
 
-func (v *verification) boltLog() error { return v.bolt(boltLogFile) }
-
-// bolt checks the pages of a bbolt file, which keeps no checksums of its values;
-// votes and batches carry their own, checked when they are read.
-func (v *verification) bolt(name string) error {
-	db, err := bbolt.Open(v.path(name), 0o600, &bbolt.Options{ReadOnly: true})
+// boltLog checks the pages of a log in bbolt, which keeps no checksums of its
+// values; those of the batches are checked when they are read.
+func (v *verification) boltLog() error {
+	db, err := bbolt.Open(v.path(boltLogFile), 0o600, &bbolt.Options{ReadOnly: true})
 	if err != nil {
-		v.found(Finding{File: v.path(name), What: fmt.Sprintf("%v; replace the member", err)})
+		v.found(Finding{File: v.path(boltLogFile), What: fmt.Sprintf("%v; replace the member", err)})
 		return nil
 	}
 	defer db.Close()
@@ -148,7 +152,7 @@ func (v *verification) bolt(name string) error {
 	return db.View(func(tx *bbolt.Tx) error {
 		v.sum.Bytes += uint64(tx.Size())
 		for err := range tx.Check() {
-			v.found(Finding{File: v.path(name), What: fmt.Sprintf("%v; replace the member", err)})
+			v.found(Finding{File: v.path(boltLogFile), What: fmt.Sprintf("%v; replace the member", err)})
 		}
 		return nil
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -12,7 +13,6 @@ import (
 
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	"go.etcd.io/bbolt"
 )
 
 var errCrashed = errors.New("the process is dead")
@@ -51,9 +51,9 @@ var layers = map[string]func(raft.StableStore) raft.StableStore{
 	"plain": func(s raft.StableStore) raft.StableStore { return s },
 }
 
-func openBolt(t *testing.T, path string) *raftboltdb.BoltStore {
+func bolt(t *testing.T, path string) *raftboltdb.BoltStore {
 	t.Helper()
-	b, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{NoFreelistSync: true}})
+	b, err := openBolt(path, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,17 +85,17 @@ func readVote(t *testing.T, s raft.StableStore) string {
 func TestCrashBetweenTermAndCandidate(t *testing.T) {
 	for writes := range 3 {
 		path := filepath.Join(t.TempDir(), "stable.db")
-		bolt := openBolt(t, path)
-		if err := persistVote(New(bolt), 4, "a"); err != nil {
+		inner := bolt(t, path)
+		if err := persistVote(New(inner), 4, "a"); err != nil {
 			t.Fatal(err)
 		}
-		err := persistVote(New(newCrashing(bolt, writes)), 5, "b")
-		bolt.Close()
+		err := persistVote(New(newCrashing(inner, writes)), 5, "b")
+		inner.Close()
 		want := "4 a"
 		if err == nil {
 			want = "5 b"
 		}
-		if got := readVote(t, New(openBolt(t, path))); got != want {
+		if got := readVote(t, New(bolt(t, path))); got != want {
 			t.Errorf("after %d writes the vote is %q, want %q", writes, got, want)
 		}
 	}
@@ -105,14 +105,14 @@ func TestCrashBetweenTermAndCandidate(t *testing.T) {
 // this fails, hashicorp/raft or raft-boltdb has closed the gap by itself.
 func TestPlainStoreTearsAVote(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "stable.db")
-	bolt := openBolt(t, path)
-	if err := persistVote(bolt, 4, "a"); err != nil {
+	inner := bolt(t, path)
+	if err := persistVote(inner, 4, "a"); err != nil {
 		t.Fatal(err)
 	}
-	if err := persistVote(newCrashing(bolt, 1), 5, "b"); !errors.Is(err, errCrashed) {
+	if err := persistVote(newCrashing(inner, 1), 5, "b"); !errors.Is(err, errCrashed) {
 		t.Fatal(err)
 	}
-	if got := readVote(t, bolt); got != "5 a" {
+	if got := readVote(t, inner); got != "5 a" {
 		t.Fatalf("the vote is %q", got)
 	}
 }
@@ -134,19 +134,19 @@ func TestNoVoteForStaleLogAfterCrash(t *testing.T) {
 
 func voteAfterCrash(t *testing.T, layer func(raft.StableStore) raft.StableStore, writes int) bool {
 	t.Helper()
-	bolt := openBolt(t, filepath.Join(t.TempDir(), "stable.db"))
+	inner := bolt(t, filepath.Join(t.TempDir(), "stable.db"))
 	logs := raft.NewInmemStore()
-	n := startServer(t, logs, layer(bolt))
+	n := startServer(t, logs, layer(inner))
 	if n.ask(t, "a", 2, 1, 1) != true {
 		t.Fatal("no vote for a in term 2")
 	}
 	n.stop(t)
-	dying := newCrashing(bolt, 100)
+	dying := newCrashing(inner, 100)
 	n = startServer(t, logs, layer(dying))
 	dying.writesLeft.Store(int64(writes))
 	n.ask(t, "b", 3, 1, 1)
 	n.stop(t)
-	n = startServer(t, logs, layer(bolt))
+	n = startServer(t, logs, layer(inner))
 	defer n.stop(t)
 	return n.ask(t, "a", 3, 0, 0)
 }
@@ -205,65 +205,85 @@ func (n *server) stop(t *testing.T) {
 	}
 }
 
-func TestTakesOverAVoteOfThePlainStore(t *testing.T) {
-	s := New(openBolt(t, filepath.Join(t.TempDir(), "stable.db")))
-	if _, err := s.GetUint64([]byte(keyVoteTerm)); err == nil || err.Error() != "not found" {
-		t.Fatalf("no term yet: %v", err)
+func TestTakesOverThePlainStore(t *testing.T) {
+	s := New(bolt(t, filepath.Join(t.TempDir(), "stable.db")))
+	for _, key := range []string{keyTerm, keyVoteTerm} {
+		if _, err := s.GetUint64([]byte(key)); err == nil || err.Error() != "not found" {
+			t.Fatalf("no %s yet: %v", key, err)
+		}
 	}
 	if _, err := s.Get([]byte(keyVoteCandidate)); err == nil || err.Error() != "not found" {
 		t.Fatalf("no candidate yet: %v", err)
 	}
-	if err := persistVote(s.inner, 7, "a"); err != nil {
+	if err := errors.Join(s.inner.SetUint64([]byte(keyTerm), 9), persistVote(s.inner, 7, "a")); err != nil {
 		t.Fatal(err)
 	}
-	if got := readVote(t, s); got != "7 a" {
-		t.Fatalf("the vote is %q", got)
+	for _, term := range []uint64{9, 10} {
+		if got, err := s.GetUint64([]byte(keyTerm)); got != term || err != nil {
+			t.Fatalf("term %d, %v; want %d", got, err, term)
+		}
+		if got := readVote(t, s); got != "7 a" {
+			t.Fatalf("the vote is %q", got)
+		}
+		if err := s.SetUint64([]byte(keyTerm), 10); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := persistVote(s, 8, "b"); err != nil {
+	if err := persistVote(s, 10, "b"); err != nil {
 		t.Fatal(err)
 	}
-	if got := readVote(t, s); got != "8 b" {
+	if got := readVote(t, s); got != "10 b" {
 		t.Fatalf("the vote is %q", got)
 	}
 }
 
-func TestOtherKeysPassThrough(t *testing.T) {
+func TestOpen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "stable.db")
+	if err := os.WriteFile(path+".tmp", []byte("begun"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	s, err := Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(s.SetUint64([]byte("CurrentTerm"), 9), s.Set([]byte("k"), []byte("v"))); err != nil {
+	if err := errors.Join(s.SetUint64([]byte(keyTerm), 9), persistVote(s, 8, "a")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(path); err == nil {
-		t.Fatal("the file was opened twice")
+	if _, err := Open(path); err == nil || errors.Is(err, ErrCorrupt) {
+		t.Fatalf("the file was opened twice: %v", err)
+	}
+	for _, err := range []error{s.Set([]byte("k"), nil), s.SetUint64([]byte("k"), 1)} {
+		if err == nil {
+			t.Error("a key that Check does not know was stored")
+		}
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	bolt := openBolt(t, path)
-	term, err := bolt.GetUint64([]byte("CurrentTerm"))
-	if err != nil || term != 9 {
-		t.Fatalf("term %d, %v", term, err)
+	if s, err = Open(path); err != nil {
+		t.Fatal(err)
 	}
-	if v, err := bolt.Get([]byte("k")); err != nil || !bytes.Equal(v, []byte("v")) {
-		t.Fatalf("value %q, %v", v, err)
+	defer s.Close()
+	term, err := s.GetUint64([]byte(keyTerm))
+	if got := readVote(t, s); term != 9 || err != nil || got != "8 a" {
+		t.Fatalf("term %d, %v, vote %q", term, err, got)
 	}
 }
 
-func TestDamagedVoteIsRefused(t *testing.T) {
+func TestDamagedStateIsRefused(t *testing.T) {
 	inner := raft.NewInmemStore()
-	good := vote{term: 3, candidate: []byte("a")}.encode()
+	good := state{serial: 1, term: 4, voteTerm: 3, candidate: []byte("a")}.encode()
 	for i := range good {
 		bad := bytes.Clone(good)
 		bad[i] ^= 0x40
-		if err := inner.Set([]byte(keyVote), bad); err != nil {
+		if err := inner.Set([]byte(keyState), bad); err != nil {
 			t.Fatal(err)
 		}
 		s := New(inner)
-		if _, err := s.GetUint64([]byte(keyVoteTerm)); !errors.Is(err, ErrCorrupt) {
-			t.Errorf("byte %d: term read: %v", i, err)
+		for _, key := range []string{keyTerm, keyVoteTerm} {
+			if _, err := s.GetUint64([]byte(key)); !errors.Is(err, ErrCorrupt) {
+				t.Errorf("byte %d: %s read: %v", i, key, err)
+			}
 		}
 		if _, err := s.Get([]byte(keyVoteCandidate)); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("byte %d: candidate read: %v", i, err)
@@ -274,13 +294,13 @@ func TestDamagedVoteIsRefused(t *testing.T) {
 	}
 }
 
-func FuzzDecodeVote(f *testing.F) {
-	f.Add(vote{term: 3, candidate: []byte("a")}.encode())
+func FuzzDecodeState(f *testing.F) {
+	f.Add(state{serial: 1, term: 4, voteTerm: 3, candidate: []byte("a")}.encode())
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		v, err := decodeVote(b)
-		if err == nil && !bytes.Equal(v.encode(), b) {
-			t.Fatalf("%x decodes to %+v, which encodes to %x", b, v, v.encode())
+		st, rest, err := decodeState(b)
+		if err == nil && !bytes.Equal(append(st.encode(), rest...), b) {
+			t.Fatalf("%x decodes to %+v, which encodes to %x", b, st, st.encode())
 		}
 	})
 }
