@@ -206,6 +206,20 @@ type Settlement struct {
 	_          [40]byte
 }
 
+// HistoryCut says that records which are stored do not count: others before them
+// were lost with the outbox that held them, and nothing can be rebuilt from what
+// followed. Every stream that holds such records has one, and all of them are one
+// transaction, the first that counts again. Its first record has Global To + 1.
+type HistoryCut struct {
+	Header
+	From        uint64 // 48: global of the last record that counts, 0 if none does
+	To          uint64 // 56: global of the last record that does not
+	Records     uint64 // 64: of this stream, that do not count
+	LastOrderID uint64 // 72: highest order id seen, counted or not: none is given twice
+	LastTradeID uint64 // 80: the same of trades
+	_           [40]byte
+}
+
 // The typed views share the record's memory.
 
 // OrderInsert views r, whose Type is TypeOrderInsert.
@@ -238,6 +252,9 @@ func (r *Record) TradingState() *TradingState { return (*TradingState)(unsafe.Po
 // Settlement views r, whose Type is TypeSettlement.
 func (r *Record) Settlement() *Settlement { return (*Settlement)(unsafe.Pointer(r)) }
 
+// HistoryCut views r, whose Type is TypeHistoryCut.
+func (r *Record) HistoryCut() *HistoryCut { return (*HistoryCut)(unsafe.Pointer(r)) }
+
 // A struct that is not exactly one record long makes one of these arrays'
 // lengths negative, which does not compile.
 var (
@@ -255,4 +272,5 @@ var (
 	_ = [1]struct{}{}[Size-unsafe.Sizeof(InstrumentListed{})]
 	_ = [1]struct{}{}[Size-unsafe.Sizeof(TradingState{})]
 	_ = [1]struct{}{}[Size-unsafe.Sizeof(Settlement{})]
+	_ = [1]struct{}{}[Size-unsafe.Sizeof(HistoryCut{})]
 )

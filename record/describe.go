@@ -112,6 +112,12 @@ func (r *Record) Fields() []Field {
 		}
 	case TypeTradingState:
 		return []Field{{"halted", uint64(r.TradingState().Halted)}}
+	case TypeHistoryCut:
+		b := r.HistoryCut()
+		return []Field{
+			{"from", b.From}, {"to", b.To}, {"records", b.Records},
+			{"last_order_id", b.LastOrderID}, {"last_trade_id", b.LastTradeID},
+		}
 	case TypeSettlement:
 		b := r.Settlement()
 		return []Field{

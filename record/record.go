@@ -38,8 +38,9 @@ const (
 	TypeInstrumentListed Type = 9
 	TypeTradingState     Type = 10
 	TypeSettlement       Type = 11
+	TypeHistoryCut       Type = 12
 
-	typeLimit = 12
+	typeLimit = 13
 )
 
 var typeNames = [typeLimit]string{
@@ -54,6 +55,7 @@ var typeNames = [typeLimit]string{
 	TypeInstrumentListed: "InstrumentListed",
 	TypeTradingState:     "TradingState",
 	TypeSettlement:       "Settlement",
+	TypeHistoryCut:       "HistoryCut",
 }
 
 // Known reports whether t is a type of this version.
@@ -93,7 +95,7 @@ type Header struct {
 	Flags      Flags
 	_          uint32
 	Seq        uint64 // in the instrument's stream, from 1, without gaps
-	Global     uint64 // over all streams of an exchange, from 1, without gaps
+	Global     uint64 // over all streams of an exchange, from 1; without gaps but where a HistoryCut says so
 	Time       int64  // Unix nanoseconds
 	Instrument Symbol
 }

@@ -58,6 +58,9 @@ func sample(t Type) Record {
 		b.MaxOrderVolume, b.PositionLimit, b.PriceLimitBP = 11, 12, 1000
 	case TypeTradingState:
 		r.TradingState().Halted = 1
+	case TypeHistoryCut:
+		b := r.HistoryCut()
+		b.From, b.To, b.Records, b.LastOrderID, b.LastTradeID = 1, 2, 3, 4, 5
 	case TypeSettlement:
 		b := r.Settlement()
 		b.Day, b.Price, b.Previous, b.UpperLimit, b.LowerLimit = 20250117, 2, 3, 4, 5
@@ -147,7 +150,7 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 	}{
 		{"version", func(r *Record) { r.Version = 2 }, ErrVersion, "version 2"},
 		{"zeroed", func(r *Record) { *r = Record{} }, ErrVersion, "version 0"},
-		{"type", func(r *Record) { r.Type = typeLimit }, ErrVersion, "record type 12"},
+		{"type", func(r *Record) { r.Type = typeLimit }, ErrVersion, "record type 13"},
 		{"flags", func(r *Record) { r.Flags = 0x8000 }, ErrVersion, "flags 0x8000"},
 		{"seq", func(r *Record) { r.Seq = 0 }, ErrCorrupt, "start at 1"},
 		{"global", func(r *Record) { r.Global = 0 }, ErrCorrupt, "start at 1"},

@@ -21,6 +21,9 @@ type Exchange struct {
 	lastOrderID uint64
 	lastTradeID uint64
 	day         uint32 // yyyymmdd settled last
+	// held are the last seqs of streams whose instrument is not listed any more:
+	// its listing stood behind a cut.
+	held map[record.Symbol]uint64
 
 	// Scratch of one transaction.
 	fills       []matching.Fill
@@ -54,6 +57,7 @@ func empty() *Exchange {
 	return &Exchange{
 		ledger:   account.NewLedger(),
 		bySymbol: make(map[record.Symbol]*market),
+		held:     make(map[record.Symbol]uint64),
 		accounts: gateway.Stream{Symbol: accountSymbol},
 	}
 }
@@ -86,7 +90,7 @@ func (e *Exchange) list(terms order.Instrument) *market {
 		return m
 	}
 	m := &market{terms: terms, book: matching.New(), orders: newOrderIndex()}
-	m.stream.Symbol = terms.Symbol
+	m.stream = gateway.Stream{Symbol: terms.Symbol, Seq: e.held[terms.Symbol]}
 	m.index = e.ledger.AddInstrument(&m.terms)
 	e.markets = append(e.markets, m)
 	e.bySymbol[terms.Symbol] = m
@@ -122,8 +126,9 @@ func (e *Exchange) setHalted(now int64, instrument record.Symbol, halted bool) R
 }
 
 // LastOrderID returns the id of the order accepted last, which is also the
-// number of orders accepted.
+// number of orders accepted unless the history was cut.
 func (e *Exchange) LastOrderID() uint64 { return e.lastOrderID }
 
-// LastTradeID returns the id of the last trade, which is also the number of trades.
+// LastTradeID returns the id of the last trade, which is also the number of
+// trades unless the history was cut.
 func (e *Exchange) LastTradeID() uint64 { return e.lastTradeID }

@@ -69,6 +69,10 @@ func (p *Replayer) Finish(gw *gateway.Gateway) (*Exchange, error) {
 }
 
 func (p *Replayer) apply(r *record.Record) error {
+	if r.Type == record.TypeHistoryCut {
+		p.applyCut(r)
+		return nil
+	}
 	if r.Instrument == accountSymbol {
 		p.e.accounts.Seq = r.Seq
 		return p.applyAccount(r)
@@ -99,6 +103,23 @@ func (p *Replayer) apply(r *record.Record) error {
 		return p.applySettlement(m, r.Settlement())
 	}
 	return fmt.Errorf("a record of type %s does not belong into an instrument's stream", r.Type)
+}
+
+// applyCut goes on after records that do not count; that it starts where the
+// replay stands is the caller's to check.
+func (p *Replayer) applyCut(r *record.Record) {
+	m := p.e.bySymbol[r.Instrument]
+	switch {
+	case r.Instrument == accountSymbol:
+		p.e.accounts.Seq = r.Seq
+	case m == nil:
+		p.e.held[r.Instrument] = r.Seq
+	default:
+		m.stream.Seq = r.Seq
+	}
+	b := r.HistoryCut()
+	p.e.lastOrderID = max(p.e.lastOrderID, b.LastOrderID)
+	p.e.lastTradeID = max(p.e.lastTradeID, b.LastTradeID)
 }
 
 func (p *Replayer) applyAccount(r *record.Record) error {

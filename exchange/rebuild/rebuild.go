@@ -60,6 +60,7 @@ type Rebuilder struct {
 	seqs    map[record.Symbol]*uint64
 	pending []record.Record // the running transaction
 	applied uint64
+	void    void
 }
 
 // New returns a rebuilder that expects the record with Global 1.
@@ -89,7 +90,8 @@ func Run(ctx context.Context, src Source) (*Rebuilder, error) {
 }
 
 // Add takes the next record. Errors wrap ErrGap, ErrDoubled, record.ErrVersion,
-// record.ErrCorrupt or core.ErrReplay, and name the record.
+// record.ErrCorrupt or core.ErrReplay, and name the record. That a global number is
+// missing is not an error yet: a HistoryCut may follow. End tells.
 func (b *Rebuilder) Add(r *record.Record) error {
 	seq := b.seqs[r.Instrument]
 	if seq == nil {
@@ -101,7 +103,15 @@ func (b *Rebuilder) Add(r *record.Record) error {
 	if r.Seq == 1 {
 		b.seqs[r.Instrument] = seq
 	}
+	whole := b.noteGap(r)
 	b.global, *seq = r.Global, r.Seq
+	switch {
+	case r.Type == record.TypeHistoryCut:
+		return b.addCut(r)
+	case !whole:
+		b.void.add(r)
+		return nil
+	}
 	if len(b.pending) == 0 && r.Flags&record.FlagLast != 0 {
 		return b.apply(r)
 	}
@@ -123,11 +133,12 @@ func (b *Rebuilder) check(r *record.Record, last uint64) error {
 	if err := r.Check(); err != nil {
 		return err
 	}
-	if err := follows(r.Global, b.global); err != nil {
-		return fmt.Errorf("%s seq %d: global %d after %d: %w", r.Instrument, r.Seq, r.Global, b.global, err)
-	}
-	if err := follows(r.Seq, last); err != nil {
-		return fmt.Errorf("%s: seq %d after %d (global %d): %w", r.Instrument, r.Seq, last, r.Global, err)
+	global, seq := follows(r.Global, b.global), follows(r.Seq, last)
+	switch {
+	case global != nil && (seq != nil || errors.Is(global, ErrDoubled)):
+		return fmt.Errorf("%s seq %d: global %d after %d: %w", r.Instrument, r.Seq, r.Global, b.global, global)
+	case seq != nil:
+		return fmt.Errorf("%s: seq %d after %d (global %d): %w", r.Instrument, r.Seq, last, r.Global, seq)
 	}
 	return nil
 }
@@ -150,9 +161,13 @@ func (b *Rebuilder) apply(r *record.Record) error {
 	return nil
 }
 
-// End reports whether the last record ended its transaction; the error wraps
-// ErrTorn and says what is missing.
+// End reports whether the records are one whole history: the error wraps ErrGap
+// if a global number is missing and no HistoryCut says that what follows does not
+// count, and ErrTorn if the last transaction has no end.
 func (b *Rebuilder) End() error {
+	if b.void.cause != nil {
+		return fmt.Errorf("rebuild: %w", b.void.cause)
+	}
 	if n := len(b.pending); n > 0 {
 		first := &b.pending[0]
 		return fmt.Errorf("rebuild: %w: records %d to %d, of which the first is %s seq %d, lack the end; the last whole transaction ends with record %d",

@@ -118,6 +118,7 @@ var bodies = map[string]struct {
 	"InstrumentListed": {record.InstrumentListed{}, []record.Type{record.TypeInstrumentListed}},
 	"TradingState":     {record.TradingState{}, []record.Type{record.TypeTradingState}},
 	"Settlement":       {record.Settlement{}, []record.Type{record.TypeSettlement}},
+	"HistoryCut":       {record.HistoryCut{}, []record.Type{record.TypeHistoryCut}},
 }
 
 // The bodies' tables say what the structs are, and every type has a table.

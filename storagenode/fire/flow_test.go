@@ -50,6 +50,18 @@ func (f *flow) fail(err error) {
 	}
 }
 
+// refuse breaks the direction because its reader has closed. Nobody hears that of
+// a reader that has lost power: to break only what the other side writes would
+// leave it reading for ever, which TCP does not do.
+func (f *flow) refuse() {
+	f.mu.Lock()
+	muted := f.muted
+	f.mu.Unlock()
+	if !muted {
+		f.fail(net.ErrClosed)
+	}
+}
+
 func (f *flow) finish() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -216,7 +228,7 @@ func (c *conn) Close() error {
 		return nil
 	}
 	c.out.finish()
-	c.in.fail(net.ErrClosed)
+	c.in.refuse()
 	c.readDeadline.set(time.Unix(0, 1)) // wakes whoever reads
 	c.p.n.mu.Lock()
 	defer c.p.n.mu.Unlock()
