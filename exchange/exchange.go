@@ -14,7 +14,6 @@ import (
 	"github.com/countinghouse/countinghouse/exchange/gateway"
 	"github.com/countinghouse/countinghouse/exchange/outbox"
 	"github.com/countinghouse/countinghouse/exchange/subscriber"
-	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/client"
 )
 
@@ -124,18 +123,17 @@ func (x *Exchange) Config() Config { return x.config }
 // Recovery returns what Open found and did.
 func (x *Exchange) Recovery() Recovery { return x.recovery }
 
-// WaitDurable returns when the record of that number in the instrument's stream
-// is on disk on a quorum of its shard, with ctx's error before that, or with
-// subscriber.ErrStopped when the exchange ends.
-func (x *Exchange) WaitDurable(ctx context.Context, instrument record.Symbol, seq uint64) error {
-	return x.subscriber.WaitDurable(ctx, instrument, seq)
+// WaitDurable returns when every record up to global is on disk on a quorum of its
+// shard, with ctx's error before that, or with subscriber.ErrStopped when the
+// exchange ends. A rebuild needs all records before one, those of other
+// instruments among them, so the slowest shard decides.
+func (x *Exchange) WaitDurable(ctx context.Context, global uint64) error {
+	return x.subscriber.WaitDurable(ctx, global)
 }
 
 // OnDurable calls done once, when WaitDurable would return. The call must not
 // block. Each one that is outstanding takes memory; the caller bounds them.
-func (x *Exchange) OnDurable(instrument record.Symbol, seq uint64, done func(error)) {
-	x.subscriber.OnDurable(instrument, seq, done)
-}
+func (x *Exchange) OnDurable(global uint64, done func(error)) { x.subscriber.OnDurable(global, done) }
 
 // WaitDrained returns when everything that is published at the time of the call
 // is on disk on a quorum of its shard.

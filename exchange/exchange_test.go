@@ -257,7 +257,7 @@ func TestClosedExchange(t *testing.T) {
 	if r := x.Router().OpenAccount(1); r.Reason != risk.Unavailable {
 		t.Errorf("request: %s", r.Reason)
 	}
-	if err := x.WaitDurable(t.Context(), symbols[0], 1); !errors.Is(err, subscriber.ErrStopped) {
+	if err := x.WaitDurable(t.Context(), 1); !errors.Is(err, subscriber.ErrStopped) {
 		t.Errorf("wait: %v", err)
 	}
 	if s := x.Stats(); s.Outbox.Published != 3 || s.Subscriber.LagRecords != 3 {

@@ -8,7 +8,6 @@ import (
 
 	"github.com/countinghouse/countinghouse/exchange/core"
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
-	"github.com/countinghouse/countinghouse/record"
 )
 
 // orderEntry is the OrderEntry service.
@@ -99,7 +98,7 @@ func (s *Server) claim() bool {
 // whenDurable calls done once the records of the answered request are durable on
 // a quorum, or it is known that they will not be while the exchange runs. It
 // gives the place back that was claimed.
-func (s *Server) whenDurable(instrument string, out *pb.OrderResponse, done func()) {
+func (s *Server) whenDurable(out *pb.OrderResponse, done func()) {
 	finish := func(err error) {
 		s.durableWaits.Add(-1)
 		out.Durable = err == nil
@@ -113,7 +112,7 @@ func (s *Server) whenDurable(instrument string, out *pb.OrderResponse, done func
 		return
 	}
 	began := time.Now()
-	s.x.OnDurable(record.MustSymbol(instrument), out.Seq, func(err error) {
+	s.x.OnDurable(out.Global, func(err error) {
 		s.metrics.durable(time.Since(began))
 		finish(err)
 	})
@@ -133,7 +132,7 @@ func (e *orderEntry) unary(ctx context.Context, r request) (*pb.OrderResponse, e
 		return out, nil
 	}
 	done := make(chan struct{})
-	e.whenDurable(r.instrument, out, func() { close(done) })
+	e.whenDurable(out, func() { close(done) })
 	select {
 	case <-done:
 		return out, nil

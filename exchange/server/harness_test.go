@@ -27,7 +27,7 @@ type backend struct {
 	arrived chan struct{} // receives for each wait
 }
 
-func (b *backend) OnDurable(_ record.Symbol, _ uint64, done func(error)) {
+func (b *backend) OnDurable(_ uint64, done func(error)) {
 	b.mu.Lock()
 	b.waiting = append(b.waiting, done)
 	b.mu.Unlock()

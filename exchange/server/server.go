@@ -19,14 +19,13 @@ import (
 	"github.com/countinghouse/countinghouse/exchange/core"
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
 	"github.com/countinghouse/countinghouse/exchange/gateway"
-	"github.com/countinghouse/countinghouse/record"
 )
 
 // Backend is the exchange as the server needs it; *exchange.Exchange is one.
 type Backend interface {
 	Router() *core.Router
 	Fanout() *gateway.Fanout
-	OnDurable(instrument record.Symbol, seq uint64, done func(error))
+	OnDurable(global uint64, done func(error))
 	State() (core.State, error)
 	Stats() exchange.Stats
 }

@@ -101,7 +101,7 @@ func (s *session) takeDurable(r *request, answer *pb.SessionResponse) {
 		s.settle(answer)
 		return
 	}
-	s.e.whenDurable(r.instrument, answer.Response, func() { s.settle(answer) })
+	s.e.whenDurable(answer.Response, func() { s.settle(answer) })
 }
 
 // claim takes a place among the session's requests that wait, and among all.

@@ -18,11 +18,11 @@ import (
 
 // stream is one instrument on its way to the shard.
 type stream struct {
-	sym     record.Symbol
-	durable watermark // last seq on a quorum, as far as is known
+	sym record.Symbol
 
 	// For the lane's goroutine only.
 	opened   bool
+	durable  uint64 // last seq on a quorum, as far as is known
 	next     uint64 // the seq to be gathered next
 	group    group
 	received uint64 // highest seq read in this process
@@ -34,6 +34,7 @@ type stream struct {
 type lane struct {
 	shard       string
 	incarnation uint64
+	ahead       uint64
 	options     Options
 	storage     Storage
 	reader      *outbox.Reader
@@ -49,6 +50,8 @@ type lane struct {
 	held    atomic.Uint64 // lowest global of an unowned instrument, 0 for none
 
 	cursor  watermark
+	moved   func() // called after each rise of cursor, and after its failure
+	hold    func(global uint64)
 	holding watermark // 1 once held is set
 	stats   laneStats
 	state   atomic.Int32
@@ -87,10 +90,8 @@ func (l *lane) run(ctx context.Context) error {
 
 func (l *lane) stop(s State, err error) error {
 	l.state.Store(int32(s))
-	for _, st := range l.streams {
-		st.durable.fail(err)
-	}
 	l.cursor.fail(err)
+	l.moved()
 	if s == StateStopped {
 		return nil
 	}
@@ -236,7 +237,7 @@ func (l *lane) count(s *stream, r *record.Record) {
 }
 
 func (l *lane) countDurable(s *stream) {
-	if d := min(s.durable.load(), s.received); d > s.counted {
+	if d := min(s.durable, s.received); d > s.counted {
 		l.stats.persisted.Add(d - s.counted)
 		s.counted = d
 	}
@@ -254,6 +255,7 @@ func (l *lane) passOver(r *record.Record) {
 	if l.held.Load() == 0 {
 		l.held.Store(r.Global)
 		l.holding.raise(1)
+		l.hold(r.Global)
 		l.stats.note(fmt.Errorf("%w: %s seq %d stays in the outbox; add the instrument to the shard map", ErrUnowned, r.Instrument, r.Seq))
 	}
 	l.stats.unowned.Add(1)
@@ -296,7 +298,7 @@ func (l *lane) resume(s *stream, res client.OpenResult) error {
 		return err
 	}
 	s.opened, s.next = true, res.LastSeq+1
-	s.durable.raise(res.LastSeq)
+	s.durable = max(s.durable, res.LastSeq)
 	l.countDurable(s)
 	l.state.Store(int32(StateRunning))
 	return nil
@@ -307,7 +309,7 @@ func (l *lane) compare(s *stream, res client.OpenResult) error {
 	if res.LastSeq == 0 || last == nil {
 		return nil
 	}
-	if last.Global > l.reader.Published() {
+	if last.Global > max(l.reader.Published(), l.ahead) {
 		return fmt.Errorf("%w: the shard holds %s seq %d with global %d, and the outbox has published %d only", ErrDiverged, s.sym, last.Seq, last.Global, l.reader.Published())
 	}
 	own, ok := l.reader.At(last.Global)
@@ -335,6 +337,7 @@ func (l *lane) moveCursor() {
 	if done > l.reader.Cursor() {
 		l.reader.SetCursor(done)
 		l.cursor.raise(done)
+		l.moved()
 	}
 	l.noteOldest()
 }

@@ -203,7 +203,7 @@ func (l *lane) takeAnswer(a answer) error {
 	l.stats.inFlight.Store(int64(len(k.flight)))
 	l.stats.batches.Add(1)
 	l.batcher.giveBack(head.batch)
-	head.stream.durable.raise(head.lastSeq)
+	head.stream.durable = max(head.stream.durable, head.lastSeq)
 	l.countDurable(head.stream)
 	if len(k.flight) > 0 {
 		k.watch.Reset(k.timeout)

@@ -88,6 +88,10 @@ type Config struct {
 	// Storage reaches the shards; see FromClient.
 	Storage Storage
 	Options Options
+	// Ahead is the global up to which the shards may hold records that the outbox
+	// lost when the machine went down; 0 for none, which makes such a record
+	// ErrDiverged.
+	Ahead uint64
 	// Lost, if set, tells how many records the exchange dropped because the
 	// outbox was full; it only goes into the statistics.
 	Lost func() uint64

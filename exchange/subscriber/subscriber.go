@@ -16,6 +16,7 @@ type Subscriber struct {
 	config  Config
 	lanes   []*lane
 	streams map[record.Symbol]*stream
+	whole   watermark // up to here all records of all lanes are durable
 }
 
 // New opens the lanes' cursors, which keeps the outbox's records from then on.
@@ -30,6 +31,7 @@ func New(c Config) (*Subscriber, error) {
 			return nil, errors.Join(err, s.closeReaders())
 		}
 	}
+	s.moved()
 	s.lanes[0].others = map[record.Symbol]bool{}
 	for sym := range s.streams {
 		s.lanes[0].others[sym] = true
@@ -46,7 +48,7 @@ func (s *Subscriber) addLane(i int) error {
 	o := s.config.Options
 	l := &lane{
 		shard: shard.Name, incarnation: s.config.Incarnation, options: o, storage: s.config.Storage,
-		reader: reader, streams: map[record.Symbol]*stream{},
+		ahead: s.config.Ahead, moved: s.moved, hold: s.hold, reader: reader, streams: map[record.Symbol]*stream{},
 		batcher: batcher{size: o.BatchRecords, linger: o.Linger},
 	}
 	for _, name := range shard.Instruments {
@@ -86,37 +88,36 @@ func (s *Subscriber) closeReaders() error {
 	return errors.Join(errs...)
 }
 
-// Durable returns the last seq of an instrument that is known to be durable on
-// a quorum, 0 for none.
-func (s *Subscriber) Durable(sym record.Symbol) uint64 {
-	if st := s.streams[sym]; st != nil {
-		return st.durable.load()
+// moved raises whole to the lowest cursor, after one has moved or failed.
+func (s *Subscriber) moved() {
+	lowest := s.lanes[0].cursor.load()
+	for _, l := range s.lanes {
+		lowest = min(lowest, l.cursor.load())
+		if err := l.cursor.failure(); err != nil {
+			s.whole.fail(err)
+		}
 	}
-	return 0
+	s.whole.raise(lowest)
 }
 
-// OnDurable calls done once, with nil when the instrument's records up to seq
-// are durable on a quorum, or with an error when its lane has stopped. The call
-// comes from the lane's goroutine, or before OnDurable returns; it must not
-// block. Memory is held until then, one entry per call.
-func (s *Subscriber) OnDurable(sym record.Symbol, seq uint64, done func(error)) {
-	st := s.streams[sym]
-	if st == nil {
-		done(fmt.Errorf("subscriber: %s: %w", sym, ErrUnowned))
-		return
-	}
-	st.durable.notify(seq, done)
-}
+// hold ends the waits for what stands behind a record that no shard takes.
+func (s *Subscriber) hold(global uint64) { s.whole.failAbove(global-1, ErrUnowned) }
 
-// WaitDurable returns when the instrument's records up to seq are durable on a
-// quorum, with an error when ctx ends or the lane stops before.
-func (s *Subscriber) WaitDurable(ctx context.Context, sym record.Symbol, seq uint64) error {
-	st := s.streams[sym]
-	if st == nil {
-		return fmt.Errorf("subscriber: %s: %w", sym, ErrUnowned)
-	}
-	if err := st.durable.wait(ctx, seq); err != nil {
-		return fmt.Errorf("subscriber: %s seq %d: %w", sym, seq, err)
+// Durable returns the global up to which every record is known to be durable on
+// a quorum of its shard.
+func (s *Subscriber) Durable() uint64 { return s.whole.load() }
+
+// OnDurable calls done once, with nil when every record up to global is durable
+// on a quorum of its shard, or with an error when a lane has stopped. Those before
+// it, of other instruments, count: without them nobody can rebuild an exchange
+// that has the record. The call comes from a lane's goroutine, or before OnDurable
+// returns; it must not block. Memory is held until then, one entry per call.
+func (s *Subscriber) OnDurable(global uint64, done func(error)) { s.whole.notify(global, done) }
+
+// WaitDurable returns when OnDurable would call, or with an error when ctx ends.
+func (s *Subscriber) WaitDurable(ctx context.Context, global uint64) error {
+	if err := s.whole.wait(ctx, global); err != nil {
+		return fmt.Errorf("subscriber: record %d: %w", global, err)
 	}
 	return nil
 }

@@ -298,10 +298,10 @@ func TestFencedByALaterIncarnationStopsForGood(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.publish("A", "C")
-	if err := s.WaitDurable(bounded(t), record.MustSymbol("A"), 2); !errors.Is(err, ErrFenced) {
+	if err := s.WaitDurable(bounded(t), 3); !errors.Is(err, ErrFenced) {
 		t.Fatalf("got %v", err)
 	}
-	if err := s.WaitDurable(bounded(t), record.MustSymbol("C"), 2); err != nil {
+	if err := s.lanes[1].cursor.wait(bounded(t), 4); err != nil {
 		t.Errorf("the other shard goes on: %v", err)
 	}
 	if err := s.WaitDrained(bounded(t)); !errors.Is(err, ErrFenced) {
@@ -380,11 +380,13 @@ func TestUnownedInstrumentIsKeptAndReported(t *testing.T) {
 	if err := s.WaitDrained(bounded(t)); !errors.Is(err, ErrUnowned) {
 		t.Fatalf("got %v", err)
 	}
-	if err := s.WaitDurable(bounded(t), record.MustSymbol("A"), 1); err != nil {
+	if err := s.WaitDurable(bounded(t), 1); err != nil {
 		t.Error(err)
 	}
-	if err := s.WaitDurable(bounded(t), record.MustSymbol("X"), 1); !errors.Is(err, ErrUnowned) {
-		t.Errorf("got %v", err)
+	for _, global := range []uint64{2, 3} { // the second is stored, but not what stands before it
+		if err := s.WaitDurable(bounded(t), global); !errors.Is(err, ErrUnowned) {
+			t.Errorf("record %d: %v", global, err)
+		}
 	}
 	if err := stop(); err != nil {
 		t.Fatal(err)
@@ -411,32 +413,57 @@ func TestDurableWatermark(t *testing.T) {
 	r := newRig(t)
 	r.fake.gate = make(chan struct{})
 	s, stop := r.start(1)
-	a := record.MustSymbol("A")
 	r.publish("A")
 	called := make(chan error, 1)
-	s.OnDurable(a, 1, func(err error) { called <- err })
+	s.OnDurable(1, func(err error) { called <- err })
 	short, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
-	if err := s.WaitDurable(short, a, 1); !errors.Is(err, context.DeadlineExceeded) || s.Durable(a) != 0 {
+	if err := s.WaitDurable(short, 1); !errors.Is(err, context.DeadlineExceeded) || s.Durable() != 0 {
 		t.Fatalf("got %v", err)
 	}
-	if n := len(s.streams[a].durable.waiting); n != 1 {
+	if n := len(s.whole.waiting); n != 1 {
 		t.Fatalf("%d waiters left, a cancelled wait must go", n)
 	}
 	r.fake.gate <- struct{}{}
-	if err := <-called; err != nil || s.Durable(a) != 1 {
+	if err := <-called; err != nil || s.Durable() != 1 {
 		t.Fatal(err)
 	}
-	s.OnDurable(a, 1, func(err error) { called <- err })
+	s.OnDurable(1, func(err error) { called <- err })
 	if err := <-called; err != nil {
 		t.Fatal(err)
 	}
-	s.OnDurable(a, 2, func(err error) { called <- err })
+	s.OnDurable(2, func(err error) { called <- err })
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-called; !errors.Is(err, ErrStopped) {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// A record is durable when an exchange can be rebuilt with it, which needs what
+// other shards are to keep of the time before it.
+func TestDurableMeansAllBefore(t *testing.T) {
+	r := newRig(t)
+	c := r.fake.held[record.MustSymbol("C")]
+	shard := c.shard
+	r.fake.set(func() { c.shard = "s9" })
+	r.publish("A", "C", "A")
+	s, _ := r.start(1)
+	if err := s.lanes[0].cursor.wait(bounded(t), 3); err != nil {
+		t.Fatal(err)
+	}
+	called := make(chan error, 1)
+	s.OnDurable(3, func(err error) { called <- err })
+	if err := s.WaitDurable(bounded(t), 1); err != nil {
+		t.Fatal(err)
+	}
+	if len(called) > 0 || s.Durable() != 1 {
+		t.Fatalf("durable up to %d while record 2 is not stored", s.Durable())
+	}
+	r.fake.set(func() { c.shard = shard })
+	if err := <-called; err != nil || s.Durable() != 3 {
+		t.Fatalf("durable up to %d, %v", s.Durable(), err)
 	}
 }
 

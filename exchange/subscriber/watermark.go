@@ -3,6 +3,7 @@ package subscriber
 import (
 	"container/heap"
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -14,7 +15,8 @@ type watermark struct {
 
 	mu      sync.Mutex
 	waiting waiters
-	err     error // set when it will never rise again
+	err     error  // set when it will not rise above end any more
+	end     uint64 // valid with err
 }
 
 // waiter is called once, when the watermark reaches at or will not any more.
@@ -32,7 +34,7 @@ func (m *watermark) raise(v uint64) {
 		return
 	}
 	m.mu.Lock()
-	m.value.Store(v)
+	m.value.Store(max(v, m.value.Load())) // another one may have raised it higher
 	var due []*waiter
 	for len(m.waiting) > 0 && m.waiting[0].at <= v {
 		due = append(due, heap.Pop(&m.waiting).(*waiter))
@@ -44,15 +46,20 @@ func (m *watermark) raise(v uint64) {
 }
 
 // fail ends every wait with err, now and later.
-func (m *watermark) fail(err error) {
+func (m *watermark) fail(err error) { m.failAbove(0, err) }
+
+// failAbove ends every wait for more than end with err, now and later.
+func (m *watermark) failAbove(end uint64, err error) {
 	m.mu.Lock()
-	due := m.waiting
-	m.waiting = nil
-	for _, w := range due {
-		w.index = -1
+	if m.err == nil || end < m.end {
+		m.err, m.end = err, end
 	}
-	if m.err == nil {
-		m.err = err
+	var due []*waiter
+	for _, w := range slices.Clone(m.waiting) {
+		if w.at > end {
+			heap.Remove(&m.waiting, w.index)
+			due = append(due, w)
+		}
 	}
 	m.mu.Unlock()
 	for _, w := range due {
@@ -60,13 +67,21 @@ func (m *watermark) fail(err error) {
 	}
 }
 
+// failure returns what fail was given, nil before it.
+func (m *watermark) failure() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err
+}
+
 // notify calls call once at has been reached, at once if it has, and returns
 // the waiter, nil if call was made already.
 func (m *watermark) notify(at uint64, call func(error)) *waiter {
 	m.mu.Lock()
-	if at <= m.value.Load() || m.err != nil {
+	reached := at <= m.value.Load()
+	if reached || m.err != nil && at > m.end {
 		err := m.err
-		if at <= m.value.Load() {
+		if reached {
 			err = nil
 		}
 		m.mu.Unlock()
