@@ -55,6 +55,11 @@ type Config struct {
 	// it may then start without its storage. It has no effect on an outbox that
 	// holds records, and is refused when the stores do.
 	Init bool
+	// AcceptLoss lets a start give up records that cannot be rebuilt from, because
+	// others before them were lost with an outbox. They stay in the stores, and a
+	// HistoryCut says that they do not count. It has no effect on a whole history,
+	// but that the state file is not looked at.
+	AcceptLoss bool
 	// StorageWait is how long Open waits for shards without which it cannot
 	// start. Default 30 s.
 	StorageWait time.Duration

@@ -9,15 +9,18 @@
 //  2. It asks every shard what its streams end with, and compares the records
 //     that the outbox still holds for delivery with those that are stored. A
 //     difference ends the start: ErrDiverged, with both records.
-//  3. It starts the subscriber and lets it deliver what the outbox still holds,
+//  3. It opens every stream of every shard with an epoch above all before it: no
+//     other exchange can write from here on. What one wrote meanwhile is compared
+//     again.
+//  4. It starts the subscriber and lets it deliver what the outbox still holds,
 //     for up to Config.DrainWait.
-//  4. It reads every stream of every shard, merges them by their global number
+//  5. It reads every stream of every shard, merges them by their global number
 //     with what is not delivered yet, and replays them: each number must be
 //     there once, and each record must follow from those before it.
-//  5. It compares the result with the state file: when the replay passes the
+//  6. It compares the result with the state file: when the replay passes the
 //     state that was noted there, the hashes must be equal, and it must not end
 //     before. Then the result must end exactly where the outbox ends.
-//  6. It lists the instruments that are not listed yet, and records terms that
+//  7. It lists the instruments that are not listed yet, and records terms that
 //     changed.
 //
 // # Where the records come from
@@ -32,12 +35,25 @@
 //
 // In both cases the shards get Config.DrainWait, not StorageWait, to answer. The
 // subscriber makes the comparison of step 2 when they come back; if it finds a
-// difference the exchange stops, see Failed.
+// difference, or another exchange has opened the streams, the exchange stops, see
+// Failed.
 //
 // An empty outbox in front of stores that hold records is one that replaces a
 // lost outbox: it goes on after the highest global number stored. An outbox that
 // is behind the stores although the machine did not go down is refused: another
 // exchange has written.
+//
+// # What a lost outbox costs
+//
+// Each shard gets its records at its own pace. When an outbox is lost, or its end
+// with the machine, the streams may end unevenly: one holds records of a time of
+// which another one lacks some. Nothing can be rebuilt from the first missing
+// record on. Nothing durable is among that: an order that was asked to be durable
+// is acknowledged when every record up to its last one, of all streams, is on a
+// quorum. Such a start fails, and says which records it is about. With
+// Config.AcceptLoss it goes on before the first missing record; those that stand
+// behind it stay in the stores, and a HistoryCut in their streams says that they do
+// not count. What such an outbox still holds is delivered before.
 //
 // # The state file
 //

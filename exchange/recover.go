@@ -25,7 +25,9 @@ type Recovery struct {
 	Records      uint64 // replayed
 	Global       uint64 // of the last record, after new terms were recorded
 	Delivered    uint64 // records delivered before the replay
+	Fenced       bool   // no exchange before this one can write any more
 	StateChecked bool   // the replay passed the state file's state
+	Cut          *Cut   // records that were given up, nil for none
 	Listed       int    // instruments listed, or listed with changed terms
 	// Postponed holds, for each instrument that could not take its changed terms
 	// in the state it is in, the reason. The terms it has apply until a later
@@ -39,9 +41,10 @@ type Recovery struct {
 // package's documentation says how.
 type recovery struct {
 	*Exchange
-	history *history
-	stored  ends // nil when the stores are not read
-	latest  int64
+	history     *history
+	stored      ends   // nil when the stores are not read
+	incarnation uint64 // 0 until the stores are fenced
+	latest      int64
 }
 
 func (r *recovery) run(ctx context.Context) (err error) {
@@ -56,11 +59,8 @@ func (r *recovery) run(ctx context.Context) (err error) {
 	if err := r.askStores(ctx); err != nil {
 		return err
 	}
-	if err := r.align(); err != nil {
-		return err
-	}
 	if r.stored != nil {
-		if err := r.compare(ctx); err != nil {
+		if err := r.takeOver(ctx); err != nil {
 			return err
 		}
 	}
@@ -147,8 +147,34 @@ func (r *recovery) askStores(ctx context.Context) error {
 	return nil
 }
 
-// align decides where the outbox goes on when the stores hold more than it.
-func (r *recovery) align() error {
+// takeOver makes this exchange the only one that writes, once nothing speaks
+// against it, and lets the outbox go on after what is stored.
+func (r *recovery) takeOver(ctx context.Context) error {
+	if err := r.agree(ctx); err != nil {
+		return err
+	}
+	before := r.stored
+	if err := r.fence(ctx); err != nil {
+		return err
+	}
+	if !r.stored.same(before) { // another exchange wrote until it was fenced
+		if err := r.agree(ctx); err != nil {
+			return err
+		}
+	}
+	return r.align(ctx)
+}
+
+// agree checks that outbox and stores tell one history.
+func (r *recovery) agree(ctx context.Context) error {
+	if err := r.checkAhead(); err != nil {
+		return err
+	}
+	return r.compare(ctx)
+}
+
+// checkAhead reports why the stores must not hold more than the outbox.
+func (r *recovery) checkAhead() error {
 	own, stored := r.outbox.Published(), r.stored.global()
 	switch {
 	case stored <= own:
@@ -159,6 +185,18 @@ func (r *recovery) align() error {
 	case !r.empty() && !r.known.NeedsStores:
 		return fmt.Errorf("%w: the stores hold records up to global %d, the outbox ends with %d although the machine did not go down: "+
 			"another exchange has written since; move %s away to go on from the stores", ErrDiverged, stored, own, r.config.OutboxDir)
+	}
+	return nil
+}
+
+// align lets the outbox go on after what is stored, if that is more.
+func (r *recovery) align(ctx context.Context) error {
+	own, stored := r.outbox.Published(), r.stored.global()
+	if stored <= own {
+		return nil
+	}
+	if err := r.deliverRest(ctx, stored); err != nil {
+		return err
 	}
 	r.config.Log.Warn("the outbox goes on after what is stored", "outbox", own, "stored", stored)
 	if err := errors.Join(r.history.close(), r.outbox.Close()); err != nil {
@@ -180,19 +218,28 @@ func (r *recovery) compare(ctx context.Context) error {
 	return err
 }
 
+// deliver returns the configuration of a subscriber.
+func (r *recovery) deliver() subscriber.Config {
+	d := r.config.Delivery
+	return subscriber.Config{
+		OutboxDir: r.config.OutboxDir, Incarnation: r.incarnation, Shards: r.config.Shards,
+		Storage: subscriber.FromClient(r.client), Lost: r.lost,
+		Options: subscriber.Options{BatchRecords: d.BatchRecords, Linger: d.Linger, Window: d.WindowBatches},
+	}
+}
+
 // startSubscriber starts to deliver, with an incarnation above all before it.
 func (r *recovery) startSubscriber() error {
-	incarnation := max(r.outbox.Incarnation(), r.known.Incarnation+1, r.stored.incarnation()+1)
-	r.known.Incarnation = incarnation
+	if r.incarnation == 0 {
+		r.incarnation = unfenced(r.lastIncarnation())
+	}
+	r.known.Incarnation = r.incarnation
 	if err := r.known.store(); err != nil {
 		return err
 	}
-	d := r.config.Delivery
-	s, err := subscriber.New(subscriber.Config{
-		OutboxDir: r.config.OutboxDir, Incarnation: incarnation, Shards: r.config.Shards,
-		Storage: subscriber.FromClient(r.client), Lost: r.lost, OnStop: r.laneStopped,
-		Options: subscriber.Options{BatchRecords: d.BatchRecords, Linger: d.Linger, Window: d.WindowBatches},
-	})
+	config := r.deliver()
+	config.OnStop = r.laneStopped
+	s, err := subscriber.New(config)
 	if err != nil {
 		return err
 	}
@@ -245,7 +292,11 @@ func (r *recovery) replay(ctx context.Context) (*rebuild.Rebuilder, error) {
 	defer watchdog.Stop()
 	began := time.Now()
 	told := began
-	run := replay{ctx: ctx, total: r.outbox.Published(), known: r.known, progress: func(done, total uint64) {
+	known := r.known
+	if r.config.AcceptLoss {
+		known = nil // it may be what is lost
+	}
+	run := replay{ctx: ctx, total: r.outbox.Published(), known: known, progress: func(done, total uint64) {
 		watchdog.Reset(r.config.StorageWait)
 		if time.Since(told) >= progressEvery {
 			told = time.Now()
@@ -260,6 +311,9 @@ func (r *recovery) replay(ctx context.Context) (*rebuild.Rebuilder, error) {
 	b, err := run.run(src)
 	if err != nil && context.Cause(ctx) != nil {
 		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	if err != nil && b != nil {
+		err = r.cut(b, err)
 	}
 	if err != nil {
 		return nil, diverged(err)
@@ -307,10 +361,12 @@ func diverged(err error) error {
 // checkEnd reports a replay that ended elsewhere than the outbox or before the
 // last known state.
 func (r *recovery) checkEnd(global uint64) error {
-	if err := r.known.reached(global); err != nil {
-		return err
+	if !r.config.AcceptLoss {
+		if err := r.known.reached(global); err != nil {
+			return err
+		}
+		r.recovery.StateChecked = r.known.checked
 	}
-	r.recovery.StateChecked = r.known.checked
 	if published := r.outbox.Published(); global != published {
 		return fmt.Errorf("%w: the records end with global %d, the outbox with %d", ErrDiverged, global, published)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"time"
 
@@ -139,6 +140,11 @@ func (e ends) incarnation() (highest uint64) {
 		highest = max(highest, subscriber.IncarnationOf(end.epoch))
 	}
 	return highest
+}
+
+// same reports whether no stream has gone on since.
+func (e ends) same(since ends) bool {
+	return maps.EqualFunc(e, since, func(a, b streamEnd) bool { return a.seq == b.seq && a.global == b.global })
 }
 
 func (e ends) records() (n uint64) {
@@ -287,8 +293,8 @@ type replay struct {
 // context and the caller's progress.
 const progressRecords = 1 << 14
 
-// run replays src to its end. When the last transaction has no end the error
-// wraps rebuild.ErrTorn.
+// run replays src to its end. When the records are not whole the error wraps
+// rebuild.ErrGap or rebuild.ErrTorn, and the rebuilder stands where they still are.
 func (p *replay) run(src rebuild.Source) (*rebuild.Rebuilder, error) {
 	b := rebuild.New()
 	for n := uint64(0); ; n++ {

@@ -39,7 +39,7 @@ type flags struct {
 	segmentRecords, headroomRecords      int
 	batchSize, window                    int
 	linger                               time.Duration
-	init                                 bool
+	init, acceptLoss                     bool
 	storageWait, drainWait, closeWait    time.Duration
 	stateEvery, stopGrace                time.Duration
 	logLevel, logFormat                  string
@@ -108,6 +108,7 @@ func (f *flags) bind(cmd *cobra.Command) {
 	fs.IntVar(&f.batchSize, "batch-size", 0, "records in a batch (default: the preset's)")
 	fs.DurationVar(&f.linger, "linger", 0, "how long a batch waits to be filled (default: the preset's)")
 	fs.IntVar(&f.window, "window", 0, "batches on their way to a shard (default: the preset's)")
+	fs.BoolVar(&f.acceptLoss, "accept-loss", false, "give up stored records that can not be rebuilt from, because others before them were lost with an outbox")
 	fs.BoolVar(&f.init, "init", false, "declare the first start of a cluster that nothing is stored of; it may then start without storage")
 	fs.DurationVar(&f.storageWait, "storage-wait", 30*time.Second, "how long to wait for shards without which no start is possible")
 	fs.DurationVar(&f.drainWait, "drain-wait", 5*time.Second, "how long the start waits for the delivery of what the outbox holds")
@@ -121,7 +122,7 @@ func (f *flags) bind(cmd *cobra.Command) {
 // config reads the files and checks the flags.
 func (f *flags) config(cmd *cobra.Command, log *slog.Logger) (exchange.Config, error) {
 	c := exchange.Config{
-		OutboxDir: f.outbox, SegmentRecords: f.segmentRecords, HeadroomRecords: f.headroomRecords, Init: f.init,
+		OutboxDir: f.outbox, SegmentRecords: f.segmentRecords, HeadroomRecords: f.headroomRecords, Init: f.init, AcceptLoss: f.acceptLoss,
 		StorageWait: f.storageWait, DrainWait: f.drainWait, CloseWait: f.closeWait, StateEvery: f.stateEvery,
 		Log: log, Progress: logProgress(log),
 	}

@@ -1,0 +1,258 @@
+package exchange
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/countinghouse/countinghouse/exchange/core"
+	"github.com/countinghouse/countinghouse/exchange/risk"
+	"github.com/countinghouse/countinghouse/exchange/subscriber"
+	"github.com/countinghouse/countinghouse/localcluster"
+	"github.com/countinghouse/countinghouse/record"
+	"github.com/countinghouse/countinghouse/storagenode/client"
+)
+
+// durable submits an order and waits until it is durable.
+func durable(ctx context.Context, x *Exchange, sym record.Symbol, rng *rand.Rand) error {
+	view, _ := x.Router().Instrument(sym)
+	res := x.Router().Submit(&core.NewOrder{
+		Instrument: sym, Account: 1 + rng.Uint64N(accounts), Side: record.Side(1 + rng.IntN(2)), Offset: record.Open,
+		Price: (view.Terms.UpperLimit + view.Terms.LowerLimit) / 2, Volume: 1,
+	})
+	if res.Reason != risk.OK {
+		return &risk.Error{Reason: res.Reason}
+	}
+	return x.WaitDurable(ctx, res.Global)
+}
+
+func bounded(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// An exchange that starts beside another one, with an outbox of its own, takes
+// every stream over before its first order: also those that neither writes just then.
+func TestLaterExchangeFencesTheEarlier(t *testing.T) {
+	storage := startStorage(t, 1)
+	first := open(t, testConfig(t, storage.Map()))
+	fund(t, first)
+	trade(first, rand.New(rand.NewPCG(1, 1)), 200)
+	if err := first.WaitDrained(bounded(t)); err != nil {
+		t.Fatal(err)
+	}
+	config := testConfig(t, storage.Map())
+	second := open(t, config)
+	if !second.Recovery().Fenced {
+		t.Errorf("%+v", second.Recovery())
+	}
+	mustEqual(t, "the state taken over", state(t, first), state(t, second))
+	rng := rand.New(rand.NewPCG(2, 2))
+	for i, sym := range symbols {
+		if err := durable(bounded(t), second, sym, rng); err != nil {
+			t.Errorf("the later one, %s: %v", sym, err)
+		}
+		if err := durable(bounded(t), first, symbols[(i+1)%3], rng); err == nil {
+			t.Errorf("the earlier one has an order on %s that is durable", symbols[(i+1)%3])
+		}
+	}
+	select {
+	case <-first.Failed():
+	case <-bounded(t).Done():
+		t.Fatal("the earlier one goes on")
+	}
+	if err := first.Err(); !errors.Is(err, subscriber.ErrFenced) {
+		t.Errorf("the earlier one ended with %v", err)
+	}
+	last := closeDrained(t, second)
+	mustRebuild(t, storage.Map(), last)
+	mustEqual(t, "the state after another start", last, state(t, open(t, config)))
+}
+
+// Whoever starts when, one of them writes at a time, and what is durable stays.
+func TestExchangesThatStartAtOnce(t *testing.T) {
+	storage := startStorage(t, 1)
+	x := open(t, testConfig(t, storage.Map()))
+	fund(t, x)
+	closeDrained(t, x)
+	const rivals = 4
+	var mu sync.Mutex
+	orders := map[uint64]int{}
+	var running sync.WaitGroup
+	for n := range uint64(rivals) {
+		config := testConfig(t, storage.Map())
+		running.Go(func() {
+			rng := rand.New(rand.NewPCG(n, 9))
+			x, err := Open(t.Context(), config)
+			if err != nil {
+				return // fenced, or what it compared with has moved on
+			}
+			defer x.Close()
+			for i := range 30 {
+				if durable(t.Context(), x, symbols[(uint64(i)+n)%3], rng) != nil {
+					return
+				}
+				mu.Lock()
+				orders[x.Router().Totals().Orders]++
+				mu.Unlock()
+			}
+		})
+	}
+	running.Wait()
+	for id, times := range orders {
+		if times > 1 {
+			t.Errorf("order %d is durable %d times", id, times)
+		}
+	}
+	last := open(t, testConfig(t, storage.Map()))
+	if err := durable(bounded(t), last, symbols[0], rand.New(rand.NewPCG(1, 9))); err != nil {
+		t.Fatal(err)
+	}
+	mustRebuild(t, storage.Map(), closeDrained(t, last))
+}
+
+// down kills a shard's nodes; the returned function starts them.
+func down(t *testing.T, storage *localcluster.Cluster, shard string) (up func()) {
+	t.Helper()
+	for _, m := range storage.Of(shard) {
+		if err := storage.KillNode(m.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return func() {
+		t.Helper()
+		for _, m := range storage.Of(shard) {
+			if err := storage.StartNode(t.Context(), m.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// delivered waits until a shard has what the outbox holds for it.
+func delivered(t *testing.T, x *Exchange, lane int) {
+	t.Helper()
+	ctx := bounded(t)
+	published := x.Stats().Outbox.Published
+	for x.Stats().Lanes[lane].Cursor < published {
+		if ctx.Err() != nil {
+			t.Fatalf("%+v", x.Stats().Lanes[lane])
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// rebuildFails makes sure that the streams have a gap.
+func rebuildFails(t *testing.T, m *client.Map) {
+	t.Helper()
+	c, err := client.New(m, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := Rebuild(t.Context(), c, RebuildOptions{}); err == nil {
+		t.Error("streams that end unevenly were rebuilt from")
+	}
+}
+
+// An outbox is lost while one shard had its records and the other one had not.
+// What was durable is kept, the rest is given up when somebody says so, and the
+// exchange goes on; also when that happens again.
+func TestLostOutboxInFrontOfUnevenShards(t *testing.T) {
+	storage := startStorage(t, 1)
+	config := testConfig(t, storage.Map())
+	config.StateEvery = -1
+	x := open(t, config)
+	fund(t, x)
+	for round := range uint64(3) {
+		rng := rand.New(rand.NewPCG(round, 4))
+		trade(x, rng, 100)
+		if err := x.WaitDrained(bounded(t)); err != nil {
+			t.Fatal(err)
+		}
+		kept := x.Stats().Outbox.Published
+		up := down(t, storage, "s2")
+		trade(x, rng, 200)
+		delivered(t, x, 0)
+		if x.subscriber.Durable() >= x.Stats().Outbox.Published {
+			t.Fatal("durable without its shard")
+		}
+		x.config.CloseWait = time.Millisecond
+		x.Close()
+		if err := errors.Join(os.RemoveAll(config.OutboxDir), os.Remove(statePath(config.OutboxDir))); err != nil {
+			t.Fatal(err)
+		}
+		up()
+		rebuildFails(t, storage.Map())
+		config.AcceptLoss = false
+		mustRefuse(t, config, ErrDiverged, "--accept-loss", "cannot be rebuilt from")
+		config.AcceptLoss = true
+		x = open(t, config)
+		if cut := x.Recovery().Cut; cut == nil || cut.From < kept || cut.To <= cut.From || len(cut.Records) == 0 {
+			t.Fatalf("round %d: durable up to %d, cut %+v", round, kept, cut)
+		}
+		config.AcceptLoss = false
+	}
+	trade(x, rand.New(rand.NewPCG(9, 4)), 100)
+	last := closeDrained(t, x)
+	x = open(t, config)
+	mustEqual(t, "the state after another start", last, state(t, x))
+	if x.Recovery().Cut != nil {
+		t.Error("cut once more")
+	}
+}
+
+// The machine went down: the outbox lost its end, one shard has records of that
+// end, the other one lacks even what the outbox still holds. That is delivered first.
+func TestOutboxBehindOneShardAndAheadOfTheOther(t *testing.T) {
+	storage := startStorage(t, 1)
+	config := testConfig(t, storage.Map())
+	x := open(t, config)
+	fund(t, x)
+	rng := rand.New(rand.NewPCG(3, 4))
+	trade(x, rng, 100)
+	up := down(t, storage, "s2")
+	trade(x, rng, 100)
+	delivered(t, x, 0)
+	held := x.Stats().Outbox.Published
+	behind := filepath.Join(t.TempDir(), "behind")
+	if err := os.CopyFS(behind, os.DirFS(config.OutboxDir)); err != nil {
+		t.Fatal(err)
+	}
+	trade(x, rng, 100)
+	delivered(t, x, 0)
+	x.config.CloseWait = time.Millisecond
+	x.Close()
+	up()
+	known := knownState{Format: stateFormat, Cluster: "test", NeedsStores: true, path: statePath(behind)}
+	if err := known.store(); err != nil {
+		t.Fatal(err)
+	}
+	config.OutboxDir, config.AcceptLoss = behind, true
+	x = open(t, config)
+	if cut := x.Recovery().Cut; cut == nil || cut.From < held {
+		t.Fatalf("the outbox held records up to %d, cut %+v", held, cut)
+	}
+	trade(x, rng, 100)
+	last := closeDrained(t, x)
+	config.AcceptLoss = false
+	mustEqual(t, "the state after another start", last, state(t, open(t, config)))
+}
+
+func TestIncarnations(t *testing.T) {
+	for last := range uint64(10) {
+		if n := fenced(last); n <= last || n%2 != 0 {
+			t.Errorf("fenced after %d: %d", last, n)
+		}
+		if n := unfenced(last); n <= last || n%2 != 1 || n > last+unfencedSpread+1 {
+			t.Errorf("unfenced after %d: %d", last, n)
+		}
+	}
+}
