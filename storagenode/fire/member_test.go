@@ -30,7 +30,11 @@ type member struct {
 	id, address string
 	peers       []replica.Peer // empty: it joins
 
-	mu      sync.Mutex // held while the member starts, crashes or stops
+	// life is held while the member starts, crashes or stops, which takes as long
+	// as its disk stalls: whoever may have to end that does not wait for it.
+	life sync.Mutex
+
+	mu      sync.Mutex
 	disk    *disk      // of the present life, or what the last one left
 	node    *node      // nil while it is down
 	removed bool       // no longer of the shard, and never started again
@@ -54,7 +58,9 @@ type node struct {
 }
 
 func (m *member) config(n *node, d *disk) replica.Config {
+	m.mu.Lock()
 	timeout := time.Duration(float64(heartbeatTimeout) * m.drift)
+	m.mu.Unlock()
 	cfg := replica.Config{
 		Cluster: clusterName, Shard: shardName, ID: m.id, Address: m.address, DataDir: dataDir, FS: d,
 		OpenStable: openStable, Peers: m.peers, Join: len(m.peers) == 0, Instruments: symbols,
@@ -81,6 +87,28 @@ func dialOptions(h *host) []grpc.DialOption {
 
 // start begins a life on the member's disk.
 func (m *member) start() error {
+	m.life.Lock()
+	defer m.life.Unlock()
+	n := m.conceive()
+	if n == nil {
+		return nil
+	}
+	r, err := replica.Open(m.config(n, n.disk))
+	if err != nil {
+		return fmt.Errorf("start of %s: %w", m.id, err)
+	}
+	n.replica = r
+	n.server = storagenode.New(r, storagenode.Options{Version: "fire"})
+	l := n.host.listen(m.address)
+	m.c.background.Go(func() { _ = n.server.Serve(l) })
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.node = n
+	return nil
+}
+
+// conceive prepares a life, nil if there is to be none.
+func (m *member) conceive() *node {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.node != nil || m.removed {
@@ -91,16 +119,7 @@ func (m *member) start() error {
 		m.arm(n, *m.next, m.c.random())
 		m.next = nil
 	}
-	r, err := replica.Open(m.config(n, m.disk))
-	if err != nil {
-		return fmt.Errorf("start of %s: %w", m.id, err)
-	}
-	n.replica = r
-	n.server = storagenode.New(r, storagenode.Options{Version: "fire"})
-	l := n.host.listen(m.address)
-	m.c.background.Go(func() { _ = n.server.Serve(l) })
-	m.node = n
-	return nil
+	return n
 }
 
 // spare takes back the faults that are planned for the member.
@@ -129,6 +148,22 @@ func (m *member) arm(n *node, f mishap, rng *rand.Rand) {
 // silent and its disk is what a power failure leaves of it. What the old instance
 // still does reaches nobody.
 func (m *member) crash(n *node, keepPercent int, silent bool, rng *rand.Rand) bool {
+	m.life.Lock()
+	defer m.life.Unlock()
+	return m.die(n, keepPercent, silent, rng)
+}
+
+// tryCrash does the same unless the member is just starting or stopping.
+func (m *member) tryCrash(n *node, keepPercent int, silent bool, rng *rand.Rand) bool {
+	if !m.life.TryLock() {
+		return false
+	}
+	defer m.life.Unlock()
+	return m.die(n, keepPercent, silent, rng)
+}
+
+// REQUIRES: life held.
+func (m *member) die(n *node, keepPercent int, silent bool, rng *rand.Rand) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if n == nil || n != m.node {
@@ -144,13 +179,15 @@ func (m *member) crash(n *node, keepPercent int, silent bool, rng *rand.Rand) bo
 
 // stop ends the present life in order.
 func (m *member) stop() error {
+	m.life.Lock()
+	defer m.life.Unlock()
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	n := m.node
+	m.node = nil
+	m.mu.Unlock()
 	if n == nil {
 		return nil
 	}
-	m.node = nil
 	n.ended.Store(true)
 	err := n.stop()
 	n.host.crash(false)

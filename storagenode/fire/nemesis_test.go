@@ -102,7 +102,7 @@ func (n *nemesis) leader() *member {
 func (n *nemesis) keep() int { return []int{0, 0, 20, 50, 80, 100}[n.rng.IntN(6)] }
 
 func (n *nemesis) crash(m *member) {
-	if m.crash(m.running(), n.keep(), n.rng.IntN(2) == 0, n.rng) {
+	if m.tryCrash(m.running(), n.keep(), n.rng.IntN(2) == 0, n.rng) {
 		if n.rng.IntN(4) == 0 { // and once more while it starts
 			m.mu.Lock()
 			m.next = &mishap{calls: 1 + n.rng.IntN(60), keepPercent: n.keep()}

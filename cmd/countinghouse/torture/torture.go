@@ -46,7 +46,7 @@ const (
 // every few seconds, and hold elections after half a second.
 var nodeArgs = []string{
 	"--heartbeat-timeout", "500ms", "--stop-grace", "2s",
-	"--segment-bytes", "1048576", "--log-cache-bytes", "524288", "--memtable-bytes", "65536",
+	"--segment-bytes", "1064960", "--log-cache-bytes", "524288", "--memtable-bytes", "65536",
 	"--snapshot-bytes", "1048576", "--snapshot-entries", "1024", "--trailing-entries", "64",
 	"--in-flight-bytes", "8388608", "--ballast-bytes", "1048576",
 }
