@@ -3,6 +3,7 @@ package fire
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -16,8 +17,8 @@ import (
 type disk struct {
 	*vfs.MemFS
 
-	// clone keeps Link, which takes MemFS's own lock twice, from running while
-	// MemFS is cloned: they would wait for each other for ever.
+	// clone keeps Link, Lock and ReuseForWrite, which take MemFS's own lock twice,
+	// from running while MemFS is cloned: they would wait for each other for ever.
 	clone sync.RWMutex
 
 	mu        sync.Mutex
@@ -192,7 +193,16 @@ func (d *disk) OpenDir(name string) (vfs.File, error) { return d.wrap(name)(d.Me
 // ReuseForWrite implements vfs.FS.
 func (d *disk) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	d.writing()
+	d.clone.RLock()
+	defer d.clone.RUnlock()
 	return d.wrap(to)(d.MemFS.ReuseForWrite(from, to, c))
+}
+
+// Lock implements vfs.FS.
+func (d *disk) Lock(name string) (io.Closer, error) {
+	d.clone.RLock()
+	defer d.clone.RUnlock()
+	return d.MemFS.Lock(name)
 }
 
 // Link implements vfs.FS.

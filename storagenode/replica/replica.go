@@ -291,6 +291,9 @@ func (r *Replica) recoverStore() error {
 // this with the same list, so that they all begin with the same log entry.
 func (r *Replica) bootstrap() error {
 	has, err := raft.HasExistingState(r.logs, r.stable, r.snapshots)
+	if err == nil && has && !r.cfg.Join {
+		has, err = r.undoBootstrap()
+	}
 	if err != nil || has || r.cfg.Join {
 		return err
 	}
@@ -302,6 +305,27 @@ func (r *Replica) bootstrap() error {
 		c.Servers = append(c.Servers, raft.Server{ID: raft.ServerID(p.ID), Address: raft.ServerAddress(p.Address)})
 	}
 	return raft.BootstrapCluster(r.cfg.raftConfig(nil), r.logs, r.stable, r.snapshots, r.transport, c)
+}
+
+// undoBootstrap takes back what an interrupted bootstrap has left, and reports
+// whether there is more than that. raft.BootstrapCluster stores the term 1 first and
+// the membership after it; a member with the term alone would never have a
+// membership. The term can have come from nowhere else: the first election is
+// held in term 2.
+func (r *Replica) undoBootstrap() (more bool, err error) {
+	last, err := r.logs.LastIndex()
+	if err != nil || last > 0 {
+		return true, err
+	}
+	snapshots, err := r.snapshots.List()
+	if err != nil || len(snapshots) > 0 {
+		return true, err
+	}
+	term, err := r.stable.GetUint64([]byte("CurrentTerm"))
+	if err != nil || term != 1 {
+		return true, err
+	}
+	return false, r.stable.SetUint64([]byte("CurrentTerm"), 0)
 }
 
 // Transport returns the replica's transport, to be registered with the node's

@@ -213,7 +213,8 @@ func unpackFile(fs vfs.FS, name string, f streamFile, r io.Reader) error {
 	}
 	defer w.Close()
 	crc := crc32.New(record.Castagnoli)
-	if _, err := io.CopyN(io.MultiWriter(w, crc), r, f.Size); err != nil {
+	// The checksum first: a vfs.File may change the bytes that it is given.
+	if _, err := io.CopyN(io.MultiWriter(crc, w), r, f.Size); err != nil {
 		return fmt.Errorf("snapshot file %s: %w", f.Path, noEOF(err))
 	}
 	if crc.Sum32() != f.CRC {
