@@ -35,11 +35,11 @@ type member struct {
 	life sync.Mutex
 
 	mu      sync.Mutex
-	disk    *disk      // of the present life, or what the last one left
-	node    *node      // nil while it is down
-	removed bool       // no longer of the shard, and never started again
-	drift   float64    // of its clock: factor on its timeouts
-	next    *mishap    // of the next life, from its first write on
+	disk    *disk   // of the present life, or what the last one left
+	node    *node   // nil while it is down
+	removed bool    // no longer of the shard, and never started again
+	drift   float64 // of its clock: factor on its timeouts
+	next    *mishap // of the next life, from its first write on
 }
 
 // mishap is a power failure before the n-th writing call.
