@@ -15,7 +15,7 @@ func (e *Exchange) Cancel(now int64, c *CancelOrder) Result {
 		reason = risk.BacklogFull
 	}
 	if reason != risk.OK {
-		return e.refuseChange(now, c.Instrument, c.Account, c.OrderID, reason)
+		return e.refuseChange(now, change{c.Instrument, c.Account, c.OrderID}, o, reason)
 	}
 	res := Result{OrderID: o.ID, ClientOrderID: o.ClientOrderID, Status: Canceled, Remaining: o.Remaining}
 	e.cancel(now, m, o, record.CancelByUser)
@@ -53,18 +53,34 @@ func (e *Exchange) cancel(now int64, m *market, o *order.Order, why record.Cance
 	e.forget(m, o)
 }
 
-func (e *Exchange) refuseChange(now int64, instrument record.Symbol, account, id uint64, why risk.Reason) Result {
-	if f := e.gw.Fanout(); f.Wanted(gateway.Executions) {
-		f.Reject(&gateway.Rejected{Instrument: instrument, Account: account, OrderID: id, Reason: uint8(why), Time: now})
+// change says which order a cancel or an amend is about.
+type change struct {
+	instrument       record.Symbol
+	account, orderID uint64
+}
+
+// refuseChange answers a refused cancel or amend and tells the drop copy. o is
+// the order it is about, nil when that is not known or not the account's.
+func (e *Exchange) refuseChange(now int64, c change, o *order.Order, why risk.Reason) Result {
+	res := Result{OrderID: c.orderID, Reason: why}
+	if o != nil {
+		res.ClientOrderID = o.ClientOrderID
 	}
-	return Result{OrderID: id, Reason: why}
+	if f := e.gw.Fanout(); f.Wanted(gateway.Executions) {
+		f.Reject(&gateway.Rejected{
+			Instrument: c.instrument, Account: c.account, ClientOrderID: res.ClientOrderID, OrderID: c.orderID,
+			Reason: uint8(why), Time: now,
+		})
+	}
+	return res
 }
 
 // Amend changes a resting order; see AmendOrder.
 func (e *Exchange) Amend(now int64, a *AmendOrder) Result {
+	c := change{a.Instrument, a.Account, a.OrderID}
 	m, o, reason := e.find(a.Instrument, a.Account, a.OrderID)
 	if reason != risk.OK {
-		return e.refuseChange(now, a.Instrument, a.Account, a.OrderID, reason)
+		return e.refuseChange(now, c, nil, reason)
 	}
 	draft := *o
 	if a.Price != 0 {
@@ -75,7 +91,7 @@ func (e *Exchange) Amend(now int64, a *AmendOrder) Result {
 	}
 	draft.Volume = draft.Remaining
 	if reason = e.admitAmend(m, o, &draft); reason != risk.OK {
-		return e.refuseChange(now, a.Instrument, a.Account, a.OrderID, reason)
+		return e.refuseChange(now, c, o, reason)
 	}
 	if keepsPlace(o, &draft) {
 		return e.shrink(now, m, o, draft.Remaining)

@@ -1,6 +1,9 @@
 package core
 
 import (
+	"cmp"
+	"slices"
+
 	"github.com/countinghouse/countinghouse/exchange/account"
 	"github.com/countinghouse/countinghouse/exchange/matching"
 	"github.com/countinghouse/countinghouse/exchange/order"
@@ -111,6 +114,33 @@ func (e *Exchange) Orders(instrument record.Symbol, side record.Side) []order.Or
 		return true
 	})
 	return orders
+}
+
+// LiveOrders returns copies of an account's live orders in an instrument,
+// ascending by id, and the last record of the stream that they reflect. It
+// looks through the side of a book where the account has orders until it has
+// found them all.
+func (e *Exchange) LiveOrders(account uint64, instrument record.Symbol) (orders []order.Order, seq uint64) {
+	m := e.bySymbol[instrument]
+	i, ok := e.ledger.Find(account)
+	if m == nil || !ok {
+		return nil, 0
+	}
+	for _, side := range []record.Side{record.Buy, record.Sell} {
+		left := e.ledger.Position(m.index, i).Quotes(side).Orders
+		if left == 0 {
+			continue
+		}
+		m.book.Each(side, func(o *order.Order) bool {
+			if o.AccountIndex == i {
+				orders = append(orders, *o)
+				left--
+			}
+			return left > 0
+		})
+	}
+	slices.SortFunc(orders, func(a, b order.Order) int { return cmp.Compare(a.ID, b.ID) })
+	return orders, m.stream.Seq
 }
 
 // Account returns an account; ok is false when it is not open.

@@ -191,6 +191,12 @@ func (r *Router) Orders(instrument record.Symbol, side record.Side) (orders []or
 	return orders
 }
 
+// LiveOrders is Exchange.LiveOrders.
+func (r *Router) LiveOrders(account uint64, instrument record.Symbol) (orders []order.Order, seq uint64) {
+	r.do(func(_ int64, e *Exchange) { orders, seq = e.LiveOrders(account, instrument) })
+	return orders, seq
+}
+
 // Account is Exchange.Account.
 func (r *Router) Account(id uint64) (view AccountView, ok bool) {
 	r.do(func(_ int64, e *Exchange) { view, ok = e.Account(id) })

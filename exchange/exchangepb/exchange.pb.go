@@ -287,6 +287,124 @@ func (OrderState) EnumDescriptor() ([]byte, []int) {
 	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{4}
 }
 
+type ExecutionKind int32
+
+const (
+	// Nothing but missed is set.
+	ExecutionKind_EXECUTION_KIND_UNSPECIFIED ExecutionKind = 0
+	ExecutionKind_EXECUTION_KIND_TRADE       ExecutionKind = 1
+	// The order came in; trades and a cancel of the same order may follow.
+	ExecutionKind_EXECUTION_KIND_ACCEPTED ExecutionKind = 2
+	ExecutionKind_EXECUTION_KIND_CANCELED ExecutionKind = 3
+	ExecutionKind_EXECUTION_KIND_AMENDED  ExecutionKind = 4
+	// An order, cancel or amend had no effect.
+	ExecutionKind_EXECUTION_KIND_REFUSED ExecutionKind = 5
+)
+
+// Enum value maps for ExecutionKind.
+var (
+	ExecutionKind_name = map[int32]string{
+		0: "EXECUTION_KIND_UNSPECIFIED",
+		1: "EXECUTION_KIND_TRADE",
+		2: "EXECUTION_KIND_ACCEPTED",
+		3: "EXECUTION_KIND_CANCELED",
+		4: "EXECUTION_KIND_AMENDED",
+		5: "EXECUTION_KIND_REFUSED",
+	}
+	ExecutionKind_value = map[string]int32{
+		"EXECUTION_KIND_UNSPECIFIED": 0,
+		"EXECUTION_KIND_TRADE":       1,
+		"EXECUTION_KIND_ACCEPTED":    2,
+		"EXECUTION_KIND_CANCELED":    3,
+		"EXECUTION_KIND_AMENDED":     4,
+		"EXECUTION_KIND_REFUSED":     5,
+	}
+)
+
+func (x ExecutionKind) Enum() *ExecutionKind {
+	p := new(ExecutionKind)
+	*p = x
+	return p
+}
+
+func (x ExecutionKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ExecutionKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_exchange_exchangepb_exchange_proto_enumTypes[5].Descriptor()
+}
+
+func (ExecutionKind) Type() protoreflect.EnumType {
+	return &file_exchange_exchangepb_exchange_proto_enumTypes[5]
+}
+
+func (x ExecutionKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ExecutionKind.Descriptor instead.
+func (ExecutionKind) EnumDescriptor() ([]byte, []int) {
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{5}
+}
+
+type CancelReason int32
+
+const (
+	CancelReason_CANCEL_REASON_UNSPECIFIED CancelReason = 0
+	CancelReason_CANCEL_REASON_USER        CancelReason = 1
+	// What an IOC order left, and a FOK order that could not be filled.
+	CancelReason_CANCEL_REASON_IOC CancelReason = 2
+	CancelReason_CANCEL_REASON_FOK CancelReason = 3
+	// By the settlement.
+	CancelReason_CANCEL_REASON_END_OF_DAY CancelReason = 4
+)
+
+// Enum value maps for CancelReason.
+var (
+	CancelReason_name = map[int32]string{
+		0: "CANCEL_REASON_UNSPECIFIED",
+		1: "CANCEL_REASON_USER",
+		2: "CANCEL_REASON_IOC",
+		3: "CANCEL_REASON_FOK",
+		4: "CANCEL_REASON_END_OF_DAY",
+	}
+	CancelReason_value = map[string]int32{
+		"CANCEL_REASON_UNSPECIFIED": 0,
+		"CANCEL_REASON_USER":        1,
+		"CANCEL_REASON_IOC":         2,
+		"CANCEL_REASON_FOK":         3,
+		"CANCEL_REASON_END_OF_DAY":  4,
+	}
+)
+
+func (x CancelReason) Enum() *CancelReason {
+	p := new(CancelReason)
+	*p = x
+	return p
+}
+
+func (x CancelReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CancelReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_exchange_exchangepb_exchange_proto_enumTypes[6].Descriptor()
+}
+
+func (CancelReason) Type() protoreflect.EnumType {
+	return &file_exchange_exchangepb_exchange_proto_enumTypes[6]
+}
+
+func (x CancelReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CancelReason.Descriptor instead.
+func (CancelReason) EnumDescriptor() ([]byte, []int) {
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{6}
+}
+
 type SubmitRequest struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Instrument string                 `protobuf:"bytes,1,opt,name=instrument,proto3" json:"instrument,omitempty"`
@@ -699,6 +817,256 @@ func (x *OrderResponse) GetDurable() bool {
 	return false
 }
 
+type LiveOrdersRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Account uint64                 `protobuf:"varint,1,opt,name=account,proto3" json:"account,omitempty"`
+	// Empty for all instruments.
+	Instrument string `protobuf:"bytes,2,opt,name=instrument,proto3" json:"instrument,omitempty"`
+	// Only orders with a higher id; the last one of the answer before.
+	AfterOrderId uint64 `protobuf:"varint,3,opt,name=after_order_id,json=afterOrderId,proto3" json:"after_order_id,omitempty"`
+	// Orders in the answer; 0 for 1000, at most 10000.
+	Limit         uint32 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LiveOrdersRequest) Reset() {
+	*x = LiveOrdersRequest{}
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiveOrdersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiveOrdersRequest) ProtoMessage() {}
+
+func (x *LiveOrdersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiveOrdersRequest.ProtoReflect.Descriptor instead.
+func (*LiveOrdersRequest) Descriptor() ([]byte, []int) {
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *LiveOrdersRequest) GetAccount() uint64 {
+	if x != nil {
+		return x.Account
+	}
+	return 0
+}
+
+func (x *LiveOrdersRequest) GetInstrument() string {
+	if x != nil {
+		return x.Instrument
+	}
+	return ""
+}
+
+func (x *LiveOrdersRequest) GetAfterOrderId() uint64 {
+	if x != nil {
+		return x.AfterOrderId
+	}
+	return 0
+}
+
+func (x *LiveOrdersRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type LiveOrder struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Instrument string                 `protobuf:"bytes,1,opt,name=instrument,proto3" json:"instrument,omitempty"`
+	// The last record of the instrument's stream that the order reflects.
+	Seq           uint64      `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	OrderId       uint64      `protobuf:"varint,3,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	ClientOrderId uint64      `protobuf:"varint,4,opt,name=client_order_id,json=clientOrderId,proto3" json:"client_order_id,omitempty"`
+	Side          Side        `protobuf:"varint,5,opt,name=side,proto3,enum=countinghouse.exchange.v1.Side" json:"side,omitempty"`
+	Offset        Offset      `protobuf:"varint,6,opt,name=offset,proto3,enum=countinghouse.exchange.v1.Offset" json:"offset,omitempty"`
+	Kind          Kind        `protobuf:"varint,7,opt,name=kind,proto3,enum=countinghouse.exchange.v1.Kind" json:"kind,omitempty"`
+	TimeInForce   TimeInForce `protobuf:"varint,8,opt,name=time_in_force,json=timeInForce,proto3,enum=countinghouse.exchange.v1.TimeInForce" json:"time_in_force,omitempty"`
+	Price         int64       `protobuf:"varint,9,opt,name=price,proto3" json:"price,omitempty"`
+	// Lots when it came in or was last amended, and what is left of them.
+	Volume        int64 `protobuf:"varint,10,opt,name=volume,proto3" json:"volume,omitempty"`
+	Remaining     int64 `protobuf:"varint,11,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LiveOrder) Reset() {
+	*x = LiveOrder{}
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiveOrder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiveOrder) ProtoMessage() {}
+
+func (x *LiveOrder) ProtoReflect() protoreflect.Message {
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiveOrder.ProtoReflect.Descriptor instead.
+func (*LiveOrder) Descriptor() ([]byte, []int) {
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *LiveOrder) GetInstrument() string {
+	if x != nil {
+		return x.Instrument
+	}
+	return ""
+}
+
+func (x *LiveOrder) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *LiveOrder) GetOrderId() uint64 {
+	if x != nil {
+		return x.OrderId
+	}
+	return 0
+}
+
+func (x *LiveOrder) GetClientOrderId() uint64 {
+	if x != nil {
+		return x.ClientOrderId
+	}
+	return 0
+}
+
+func (x *LiveOrder) GetSide() Side {
+	if x != nil {
+		return x.Side
+	}
+	return Side_SIDE_UNSPECIFIED
+}
+
+func (x *LiveOrder) GetOffset() Offset {
+	if x != nil {
+		return x.Offset
+	}
+	return Offset_OFFSET_UNSPECIFIED
+}
+
+func (x *LiveOrder) GetKind() Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Kind_KIND_UNSPECIFIED
+}
+
+func (x *LiveOrder) GetTimeInForce() TimeInForce {
+	if x != nil {
+		return x.TimeInForce
+	}
+	return TimeInForce_TIME_IN_FORCE_UNSPECIFIED
+}
+
+func (x *LiveOrder) GetPrice() int64 {
+	if x != nil {
+		return x.Price
+	}
+	return 0
+}
+
+func (x *LiveOrder) GetVolume() int64 {
+	if x != nil {
+		return x.Volume
+	}
+	return 0
+}
+
+func (x *LiveOrder) GetRemaining() int64 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+type LiveOrdersResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Orders []*LiveOrder           `protobuf:"bytes,1,rep,name=orders,proto3" json:"orders,omitempty"`
+	// There are further orders: ask again after the last one.
+	More          bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LiveOrdersResponse) Reset() {
+	*x = LiveOrdersResponse{}
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiveOrdersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiveOrdersResponse) ProtoMessage() {}
+
+func (x *LiveOrdersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiveOrdersResponse.ProtoReflect.Descriptor instead.
+func (*LiveOrdersResponse) Descriptor() ([]byte, []int) {
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *LiveOrdersResponse) GetOrders() []*LiveOrder {
+	if x != nil {
+		return x.Orders
+	}
+	return nil
+}
+
+func (x *LiveOrdersResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 // Refusal is the detail of a gRPC status with which a request other than an
 // order, cancel or amend is refused.
 type Refusal struct {
@@ -712,7 +1080,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[4]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +1092,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[4]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,7 +1105,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{4}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Refusal) GetReason() string {
@@ -770,7 +1138,7 @@ type SessionRequest struct {
 
 func (x *SessionRequest) Reset() {
 	*x = SessionRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[5]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -782,7 +1150,7 @@ func (x *SessionRequest) String() string {
 func (*SessionRequest) ProtoMessage() {}
 
 func (x *SessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[5]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -795,7 +1163,7 @@ func (x *SessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRequest.ProtoReflect.Descriptor instead.
 func (*SessionRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{5}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SessionRequest) GetRequestId() uint64 {
@@ -871,7 +1239,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[6]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +1251,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[6]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +1264,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{6}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SessionResponse) GetRequestId() uint64 {
@@ -921,7 +1289,7 @@ type InstrumentsRequest struct {
 
 func (x *InstrumentsRequest) Reset() {
 	*x = InstrumentsRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[7]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +1301,7 @@ func (x *InstrumentsRequest) String() string {
 func (*InstrumentsRequest) ProtoMessage() {}
 
 func (x *InstrumentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[7]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +1314,7 @@ func (x *InstrumentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstrumentsRequest.ProtoReflect.Descriptor instead.
 func (*InstrumentsRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{7}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{10}
 }
 
 type Instrument struct {
@@ -966,7 +1334,7 @@ type Instrument struct {
 
 func (x *Instrument) Reset() {
 	*x = Instrument{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[8]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1346,7 @@ func (x *Instrument) String() string {
 func (*Instrument) ProtoMessage() {}
 
 func (x *Instrument) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[8]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1359,7 @@ func (x *Instrument) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instrument.ProtoReflect.Descriptor instead.
 func (*Instrument) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{8}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Instrument) GetName() string {
@@ -1059,7 +1427,7 @@ type InstrumentsResponse struct {
 
 func (x *InstrumentsResponse) Reset() {
 	*x = InstrumentsResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[9]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1071,7 +1439,7 @@ func (x *InstrumentsResponse) String() string {
 func (*InstrumentsResponse) ProtoMessage() {}
 
 func (x *InstrumentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[9]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1084,7 +1452,7 @@ func (x *InstrumentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstrumentsResponse.ProtoReflect.Descriptor instead.
 func (*InstrumentsResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{9}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *InstrumentsResponse) GetInstruments() []*Instrument {
@@ -1105,7 +1473,7 @@ type BookRequest struct {
 
 func (x *BookRequest) Reset() {
 	*x = BookRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[10]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1117,7 +1485,7 @@ func (x *BookRequest) String() string {
 func (*BookRequest) ProtoMessage() {}
 
 func (x *BookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[10]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1130,7 +1498,7 @@ func (x *BookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BookRequest.ProtoReflect.Descriptor instead.
 func (*BookRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{10}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BookRequest) GetInstrument() string {
@@ -1158,7 +1526,7 @@ type Level struct {
 
 func (x *Level) Reset() {
 	*x = Level{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[11]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1538,7 @@ func (x *Level) String() string {
 func (*Level) ProtoMessage() {}
 
 func (x *Level) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[11]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1551,7 @@ func (x *Level) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Level.ProtoReflect.Descriptor instead.
 func (*Level) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{11}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Level) GetPrice() int64 {
@@ -1220,7 +1588,7 @@ type BookSnapshot struct {
 
 func (x *BookSnapshot) Reset() {
 	*x = BookSnapshot{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[12]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1600,7 @@ func (x *BookSnapshot) String() string {
 func (*BookSnapshot) ProtoMessage() {}
 
 func (x *BookSnapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[12]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1613,7 @@ func (x *BookSnapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BookSnapshot.ProtoReflect.Descriptor instead.
 func (*BookSnapshot) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{12}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *BookSnapshot) GetInstrument() string {
@@ -1287,7 +1655,7 @@ type BookUpdate struct {
 
 func (x *BookUpdate) Reset() {
 	*x = BookUpdate{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[13]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1667,7 @@ func (x *BookUpdate) String() string {
 func (*BookUpdate) ProtoMessage() {}
 
 func (x *BookUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[13]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1680,7 @@ func (x *BookUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BookUpdate.ProtoReflect.Descriptor instead.
 func (*BookUpdate) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{13}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *BookUpdate) GetBook() *BookSnapshot {
@@ -1341,7 +1709,7 @@ type ExecutionsRequest struct {
 
 func (x *ExecutionsRequest) Reset() {
 	*x = ExecutionsRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[14]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1353,7 +1721,7 @@ func (x *ExecutionsRequest) String() string {
 func (*ExecutionsRequest) ProtoMessage() {}
 
 func (x *ExecutionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[14]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1366,7 +1734,7 @@ func (x *ExecutionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecutionsRequest.ProtoReflect.Descriptor instead.
 func (*ExecutionsRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{14}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExecutionsRequest) GetInstrument() string {
@@ -1383,29 +1751,43 @@ func (x *ExecutionsRequest) GetAccount() uint64 {
 	return 0
 }
 
+// Execution is one event of the drop copy: a trade, with the fields from
+// trade_id on, or something that became of one order, with order set.
 type Execution struct {
-	state        protoimpl.MessageState `protogen:"open.v1"`
-	Instrument   string                 `protobuf:"bytes,1,opt,name=instrument,proto3" json:"instrument,omitempty"`
-	Seq          uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
-	TradeId      uint64                 `protobuf:"varint,3,opt,name=trade_id,json=tradeId,proto3" json:"trade_id,omitempty"`
-	Price        int64                  `protobuf:"varint,4,opt,name=price,proto3" json:"price,omitempty"`
-	Volume       int64                  `protobuf:"varint,5,opt,name=volume,proto3" json:"volume,omitempty"`
-	MakerOrderId uint64                 `protobuf:"varint,6,opt,name=maker_order_id,json=makerOrderId,proto3" json:"maker_order_id,omitempty"`
-	TakerOrderId uint64                 `protobuf:"varint,7,opt,name=taker_order_id,json=takerOrderId,proto3" json:"taker_order_id,omitempty"`
-	MakerAccount uint64                 `protobuf:"varint,8,opt,name=maker_account,json=makerAccount,proto3" json:"maker_account,omitempty"`
-	TakerAccount uint64                 `protobuf:"varint,9,opt,name=taker_account,json=takerAccount,proto3" json:"taker_account,omitempty"`
-	TakerSide    Side                   `protobuf:"varint,10,opt,name=taker_side,json=takerSide,proto3,enum=countinghouse.exchange.v1.Side" json:"taker_side,omitempty"`
-	Time         int64                  `protobuf:"varint,11,opt,name=time,proto3" json:"time,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of a refusal: empty when no such instrument is listed.
+	Instrument string `protobuf:"bytes,1,opt,name=instrument,proto3" json:"instrument,omitempty"`
+	// The event's record in the instrument's stream; 0 for a refusal, and for what
+	// the outbox had no room for under the policy drop.
+	Seq          uint64 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	TradeId      uint64 `protobuf:"varint,3,opt,name=trade_id,json=tradeId,proto3" json:"trade_id,omitempty"`
+	Price        int64  `protobuf:"varint,4,opt,name=price,proto3" json:"price,omitempty"`
+	Volume       int64  `protobuf:"varint,5,opt,name=volume,proto3" json:"volume,omitempty"`
+	MakerOrderId uint64 `protobuf:"varint,6,opt,name=maker_order_id,json=makerOrderId,proto3" json:"maker_order_id,omitempty"`
+	TakerOrderId uint64 `protobuf:"varint,7,opt,name=taker_order_id,json=takerOrderId,proto3" json:"taker_order_id,omitempty"`
+	MakerAccount uint64 `protobuf:"varint,8,opt,name=maker_account,json=makerAccount,proto3" json:"maker_account,omitempty"`
+	TakerAccount uint64 `protobuf:"varint,9,opt,name=taker_account,json=takerAccount,proto3" json:"taker_account,omitempty"`
+	TakerSide    Side   `protobuf:"varint,10,opt,name=taker_side,json=takerSide,proto3,enum=countinghouse.exchange.v1.Side" json:"taker_side,omitempty"`
+	Time         int64  `protobuf:"varint,11,opt,name=time,proto3" json:"time,omitempty"`
 	// Events that were passed over since the message before, because the reader
 	// lagged.
-	Missed        uint64 `protobuf:"varint,12,opt,name=missed,proto3" json:"missed,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Missed uint64        `protobuf:"varint,12,opt,name=missed,proto3" json:"missed,omitempty"`
+	Kind   ExecutionKind `protobuf:"varint,13,opt,name=kind,proto3,enum=countinghouse.exchange.v1.ExecutionKind" json:"kind,omitempty"`
+	Order  *OrderEvent   `protobuf:"bytes,14,opt,name=order,proto3" json:"order,omitempty"`
+	// Minor units charged for the trade.
+	MakerFee           int64  `protobuf:"varint,15,opt,name=maker_fee,json=makerFee,proto3" json:"maker_fee,omitempty"`
+	TakerFee           int64  `protobuf:"varint,16,opt,name=taker_fee,json=takerFee,proto3" json:"taker_fee,omitempty"`
+	MakerOffset        Offset `protobuf:"varint,17,opt,name=maker_offset,json=makerOffset,proto3,enum=countinghouse.exchange.v1.Offset" json:"maker_offset,omitempty"`
+	TakerOffset        Offset `protobuf:"varint,18,opt,name=taker_offset,json=takerOffset,proto3,enum=countinghouse.exchange.v1.Offset" json:"taker_offset,omitempty"`
+	MakerClientOrderId uint64 `protobuf:"varint,19,opt,name=maker_client_order_id,json=makerClientOrderId,proto3" json:"maker_client_order_id,omitempty"`
+	TakerClientOrderId uint64 `protobuf:"varint,20,opt,name=taker_client_order_id,json=takerClientOrderId,proto3" json:"taker_client_order_id,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Execution) Reset() {
 	*x = Execution{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[15]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1799,7 @@ func (x *Execution) String() string {
 func (*Execution) ProtoMessage() {}
 
 func (x *Execution) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[15]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1812,7 @@ func (x *Execution) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Execution.ProtoReflect.Descriptor instead.
 func (*Execution) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{15}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Execution) GetInstrument() string {
@@ -1517,6 +1899,227 @@ func (x *Execution) GetMissed() uint64 {
 	return 0
 }
 
+func (x *Execution) GetKind() ExecutionKind {
+	if x != nil {
+		return x.Kind
+	}
+	return ExecutionKind_EXECUTION_KIND_UNSPECIFIED
+}
+
+func (x *Execution) GetOrder() *OrderEvent {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+func (x *Execution) GetMakerFee() int64 {
+	if x != nil {
+		return x.MakerFee
+	}
+	return 0
+}
+
+func (x *Execution) GetTakerFee() int64 {
+	if x != nil {
+		return x.TakerFee
+	}
+	return 0
+}
+
+func (x *Execution) GetMakerOffset() Offset {
+	if x != nil {
+		return x.MakerOffset
+	}
+	return Offset_OFFSET_UNSPECIFIED
+}
+
+func (x *Execution) GetTakerOffset() Offset {
+	if x != nil {
+		return x.TakerOffset
+	}
+	return Offset_OFFSET_UNSPECIFIED
+}
+
+func (x *Execution) GetMakerClientOrderId() uint64 {
+	if x != nil {
+		return x.MakerClientOrderId
+	}
+	return 0
+}
+
+func (x *Execution) GetTakerClientOrderId() uint64 {
+	if x != nil {
+		return x.TakerClientOrderId
+	}
+	return 0
+}
+
+// OrderEvent is what became of one order. A refusal has ids, account, reason and
+// message only.
+type OrderEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0 when a new order was refused.
+	OrderId uint64 `protobuf:"varint,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// 0 when a cancel or amend was refused of an order that is not live.
+	ClientOrderId uint64 `protobuf:"varint,2,opt,name=client_order_id,json=clientOrderId,proto3" json:"client_order_id,omitempty"`
+	Account       uint64 `protobuf:"varint,3,opt,name=account,proto3" json:"account,omitempty"`
+	Side          Side   `protobuf:"varint,4,opt,name=side,proto3,enum=countinghouse.exchange.v1.Side" json:"side,omitempty"`
+	Offset        Offset `protobuf:"varint,5,opt,name=offset,proto3,enum=countinghouse.exchange.v1.Offset" json:"offset,omitempty"`
+	// Of an accepted order.
+	Kind        Kind        `protobuf:"varint,6,opt,name=kind,proto3,enum=countinghouse.exchange.v1.Kind" json:"kind,omitempty"`
+	TimeInForce TimeInForce `protobuf:"varint,7,opt,name=time_in_force,json=timeInForce,proto3,enum=countinghouse.exchange.v1.TimeInForce" json:"time_in_force,omitempty"`
+	// As the event leaves the order; of a market order how far it may trade.
+	Price int64 `protobuf:"varint,8,opt,name=price,proto3" json:"price,omitempty"`
+	// Lots that came in, were left by an amend, or were cancelled.
+	Volume int64 `protobuf:"varint,9,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Before an amend, and whether it kept the order's place in its queue.
+	OldPrice     int64        `protobuf:"varint,10,opt,name=old_price,json=oldPrice,proto3" json:"old_price,omitempty"`
+	OldVolume    int64        `protobuf:"varint,11,opt,name=old_volume,json=oldVolume,proto3" json:"old_volume,omitempty"`
+	KeptPriority bool         `protobuf:"varint,12,opt,name=kept_priority,json=keptPriority,proto3" json:"kept_priority,omitempty"`
+	CancelReason CancelReason `protobuf:"varint,13,opt,name=cancel_reason,json=cancelReason,proto3,enum=countinghouse.exchange.v1.CancelReason" json:"cancel_reason,omitempty"`
+	// The name of a documented reason, and a sentence.
+	RejectReason  string `protobuf:"bytes,14,opt,name=reject_reason,json=rejectReason,proto3" json:"reject_reason,omitempty"`
+	Message       string `protobuf:"bytes,15,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrderEvent) Reset() {
+	*x = OrderEvent{}
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrderEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrderEvent) ProtoMessage() {}
+
+func (x *OrderEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrderEvent.ProtoReflect.Descriptor instead.
+func (*OrderEvent) Descriptor() ([]byte, []int) {
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *OrderEvent) GetOrderId() uint64 {
+	if x != nil {
+		return x.OrderId
+	}
+	return 0
+}
+
+func (x *OrderEvent) GetClientOrderId() uint64 {
+	if x != nil {
+		return x.ClientOrderId
+	}
+	return 0
+}
+
+func (x *OrderEvent) GetAccount() uint64 {
+	if x != nil {
+		return x.Account
+	}
+	return 0
+}
+
+func (x *OrderEvent) GetSide() Side {
+	if x != nil {
+		return x.Side
+	}
+	return Side_SIDE_UNSPECIFIED
+}
+
+func (x *OrderEvent) GetOffset() Offset {
+	if x != nil {
+		return x.Offset
+	}
+	return Offset_OFFSET_UNSPECIFIED
+}
+
+func (x *OrderEvent) GetKind() Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Kind_KIND_UNSPECIFIED
+}
+
+func (x *OrderEvent) GetTimeInForce() TimeInForce {
+	if x != nil {
+		return x.TimeInForce
+	}
+	return TimeInForce_TIME_IN_FORCE_UNSPECIFIED
+}
+
+func (x *OrderEvent) GetPrice() int64 {
+	if x != nil {
+		return x.Price
+	}
+	return 0
+}
+
+func (x *OrderEvent) GetVolume() int64 {
+	if x != nil {
+		return x.Volume
+	}
+	return 0
+}
+
+func (x *OrderEvent) GetOldPrice() int64 {
+	if x != nil {
+		return x.OldPrice
+	}
+	return 0
+}
+
+func (x *OrderEvent) GetOldVolume() int64 {
+	if x != nil {
+		return x.OldVolume
+	}
+	return 0
+}
+
+func (x *OrderEvent) GetKeptPriority() bool {
+	if x != nil {
+		return x.KeptPriority
+	}
+	return false
+}
+
+func (x *OrderEvent) GetCancelReason() CancelReason {
+	if x != nil {
+		return x.CancelReason
+	}
+	return CancelReason_CANCEL_REASON_UNSPECIFIED
+}
+
+func (x *OrderEvent) GetRejectReason() string {
+	if x != nil {
+		return x.RejectReason
+	}
+	return ""
+}
+
+func (x *OrderEvent) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 type OpenAccountRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Account       uint64                 `protobuf:"varint,1,opt,name=account,proto3" json:"account,omitempty"`
@@ -1526,7 +2129,7 @@ type OpenAccountRequest struct {
 
 func (x *OpenAccountRequest) Reset() {
 	*x = OpenAccountRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[16]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +2141,7 @@ func (x *OpenAccountRequest) String() string {
 func (*OpenAccountRequest) ProtoMessage() {}
 
 func (x *OpenAccountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[16]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +2154,7 @@ func (x *OpenAccountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenAccountRequest.ProtoReflect.Descriptor instead.
 func (*OpenAccountRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{16}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *OpenAccountRequest) GetAccount() uint64 {
@@ -1572,7 +2175,7 @@ type CashRequest struct {
 
 func (x *CashRequest) Reset() {
 	*x = CashRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[17]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1584,7 +2187,7 @@ func (x *CashRequest) String() string {
 func (*CashRequest) ProtoMessage() {}
 
 func (x *CashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[17]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1597,7 +2200,7 @@ func (x *CashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CashRequest.ProtoReflect.Descriptor instead.
 func (*CashRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{17}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CashRequest) GetAccount() uint64 {
@@ -1630,7 +2233,7 @@ type AccountRequest struct {
 
 func (x *AccountRequest) Reset() {
 	*x = AccountRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[18]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1642,7 +2245,7 @@ func (x *AccountRequest) String() string {
 func (*AccountRequest) ProtoMessage() {}
 
 func (x *AccountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[18]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1655,7 +2258,7 @@ func (x *AccountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccountRequest.ProtoReflect.Descriptor instead.
 func (*AccountRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{18}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AccountRequest) GetAccount() uint64 {
@@ -1682,7 +2285,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[19]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +2297,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[19]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +2310,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{19}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Position) GetInstrument() string {
@@ -1788,7 +2391,7 @@ type AccountResponse struct {
 
 func (x *AccountResponse) Reset() {
 	*x = AccountResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[20]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +2403,7 @@ func (x *AccountResponse) String() string {
 func (*AccountResponse) ProtoMessage() {}
 
 func (x *AccountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[20]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +2416,7 @@ func (x *AccountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccountResponse.ProtoReflect.Descriptor instead.
 func (*AccountResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{20}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AccountResponse) GetAccount() uint64 {
@@ -1876,7 +2479,7 @@ type HaltRequest struct {
 
 func (x *HaltRequest) Reset() {
 	*x = HaltRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[21]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +2491,7 @@ func (x *HaltRequest) String() string {
 func (*HaltRequest) ProtoMessage() {}
 
 func (x *HaltRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[21]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +2504,7 @@ func (x *HaltRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HaltRequest.ProtoReflect.Descriptor instead.
 func (*HaltRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{21}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *HaltRequest) GetInstrument() string {
@@ -1926,7 +2529,7 @@ type HaltResponse struct {
 
 func (x *HaltResponse) Reset() {
 	*x = HaltResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[22]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +2541,7 @@ func (x *HaltResponse) String() string {
 func (*HaltResponse) ProtoMessage() {}
 
 func (x *HaltResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[22]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,7 +2554,7 @@ func (x *HaltResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HaltResponse.ProtoReflect.Descriptor instead.
 func (*HaltResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{22}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{26}
 }
 
 type SettleRequest struct {
@@ -1966,7 +2569,7 @@ type SettleRequest struct {
 
 func (x *SettleRequest) Reset() {
 	*x = SettleRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[23]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1978,7 +2581,7 @@ func (x *SettleRequest) String() string {
 func (*SettleRequest) ProtoMessage() {}
 
 func (x *SettleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[23]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1991,7 +2594,7 @@ func (x *SettleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettleRequest.ProtoReflect.Descriptor instead.
 func (*SettleRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{23}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SettleRequest) GetDay() uint32 {
@@ -2019,7 +2622,7 @@ type SettleResponse struct {
 
 func (x *SettleResponse) Reset() {
 	*x = SettleResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[24]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2634,7 @@ func (x *SettleResponse) String() string {
 func (*SettleResponse) ProtoMessage() {}
 
 func (x *SettleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[24]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2647,7 @@ func (x *SettleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettleResponse.ProtoReflect.Descriptor instead.
 func (*SettleResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{24}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SettleResponse) GetCloseOut() []uint64 {
@@ -2069,7 +2672,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[25]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2684,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[25]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2697,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{25}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{29}
 }
 
 type StateResponse struct {
@@ -2113,7 +2716,7 @@ type StateResponse struct {
 
 func (x *StateResponse) Reset() {
 	*x = StateResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[26]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2125,7 +2728,7 @@ func (x *StateResponse) String() string {
 func (*StateResponse) ProtoMessage() {}
 
 func (x *StateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[26]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2138,7 +2741,7 @@ func (x *StateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateResponse.ProtoReflect.Descriptor instead.
 func (*StateResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{26}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StateResponse) GetHash() string {
@@ -2233,7 +2836,32 @@ const file_exchange_exchangepb_exchange_proto_rawDesc = "" +
 	"\x03seq\x18\b \x01(\x04R\x03seq\x12\x16\n" +
 	"\x06global\x18\t \x01(\x04R\x06global\x12\x18\n" +
 	"\adurable\x18\n" +
-	" \x01(\bR\adurable\";\n" +
+	" \x01(\bR\adurable\"\x89\x01\n" +
+	"\x11LiveOrdersRequest\x12\x18\n" +
+	"\aaccount\x18\x01 \x01(\x04R\aaccount\x12\x1e\n" +
+	"\n" +
+	"instrument\x18\x02 \x01(\tR\n" +
+	"instrument\x12$\n" +
+	"\x0eafter_order_id\x18\x03 \x01(\x04R\fafterOrderId\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limit\"\xbd\x03\n" +
+	"\tLiveOrder\x12\x1e\n" +
+	"\n" +
+	"instrument\x18\x01 \x01(\tR\n" +
+	"instrument\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x19\n" +
+	"\border_id\x18\x03 \x01(\x04R\aorderId\x12&\n" +
+	"\x0fclient_order_id\x18\x04 \x01(\x04R\rclientOrderId\x123\n" +
+	"\x04side\x18\x05 \x01(\x0e2\x1f.countinghouse.exchange.v1.SideR\x04side\x129\n" +
+	"\x06offset\x18\x06 \x01(\x0e2!.countinghouse.exchange.v1.OffsetR\x06offset\x123\n" +
+	"\x04kind\x18\a \x01(\x0e2\x1f.countinghouse.exchange.v1.KindR\x04kind\x12J\n" +
+	"\rtime_in_force\x18\b \x01(\x0e2&.countinghouse.exchange.v1.TimeInForceR\vtimeInForce\x12\x14\n" +
+	"\x05price\x18\t \x01(\x03R\x05price\x12\x16\n" +
+	"\x06volume\x18\n" +
+	" \x01(\x03R\x06volume\x12\x1c\n" +
+	"\tremaining\x18\v \x01(\x03R\tremaining\"f\n" +
+	"\x12LiveOrdersResponse\x12<\n" +
+	"\x06orders\x18\x01 \x03(\v2$.countinghouse.exchange.v1.LiveOrderR\x06orders\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\";\n" +
 	"\aRefusal\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"\x83\x02\n" +
@@ -2288,7 +2916,7 @@ const file_exchange_exchangepb_exchange_proto_rawDesc = "" +
 	"\n" +
 	"instrument\x18\x01 \x01(\tR\n" +
 	"instrument\x12\x18\n" +
-	"\aaccount\x18\x02 \x01(\x04R\aaccount\"\x88\x03\n" +
+	"\aaccount\x18\x02 \x01(\x04R\aaccount\"\xaf\x06\n" +
 	"\tExecution\x12\x1e\n" +
 	"\n" +
 	"instrument\x18\x01 \x01(\tR\n" +
@@ -2305,7 +2933,34 @@ const file_exchange_exchangepb_exchange_proto_rawDesc = "" +
 	"taker_side\x18\n" +
 	" \x01(\x0e2\x1f.countinghouse.exchange.v1.SideR\ttakerSide\x12\x12\n" +
 	"\x04time\x18\v \x01(\x03R\x04time\x12\x16\n" +
-	"\x06missed\x18\f \x01(\x04R\x06missed\".\n" +
+	"\x06missed\x18\f \x01(\x04R\x06missed\x12<\n" +
+	"\x04kind\x18\r \x01(\x0e2(.countinghouse.exchange.v1.ExecutionKindR\x04kind\x12;\n" +
+	"\x05order\x18\x0e \x01(\v2%.countinghouse.exchange.v1.OrderEventR\x05order\x12\x1b\n" +
+	"\tmaker_fee\x18\x0f \x01(\x03R\bmakerFee\x12\x1b\n" +
+	"\ttaker_fee\x18\x10 \x01(\x03R\btakerFee\x12D\n" +
+	"\fmaker_offset\x18\x11 \x01(\x0e2!.countinghouse.exchange.v1.OffsetR\vmakerOffset\x12D\n" +
+	"\ftaker_offset\x18\x12 \x01(\x0e2!.countinghouse.exchange.v1.OffsetR\vtakerOffset\x121\n" +
+	"\x15maker_client_order_id\x18\x13 \x01(\x04R\x12makerClientOrderId\x121\n" +
+	"\x15taker_client_order_id\x18\x14 \x01(\x04R\x12takerClientOrderId\"\xf6\x04\n" +
+	"\n" +
+	"OrderEvent\x12\x19\n" +
+	"\border_id\x18\x01 \x01(\x04R\aorderId\x12&\n" +
+	"\x0fclient_order_id\x18\x02 \x01(\x04R\rclientOrderId\x12\x18\n" +
+	"\aaccount\x18\x03 \x01(\x04R\aaccount\x123\n" +
+	"\x04side\x18\x04 \x01(\x0e2\x1f.countinghouse.exchange.v1.SideR\x04side\x129\n" +
+	"\x06offset\x18\x05 \x01(\x0e2!.countinghouse.exchange.v1.OffsetR\x06offset\x123\n" +
+	"\x04kind\x18\x06 \x01(\x0e2\x1f.countinghouse.exchange.v1.KindR\x04kind\x12J\n" +
+	"\rtime_in_force\x18\a \x01(\x0e2&.countinghouse.exchange.v1.TimeInForceR\vtimeInForce\x12\x14\n" +
+	"\x05price\x18\b \x01(\x03R\x05price\x12\x16\n" +
+	"\x06volume\x18\t \x01(\x03R\x06volume\x12\x1b\n" +
+	"\told_price\x18\n" +
+	" \x01(\x03R\boldPrice\x12\x1d\n" +
+	"\n" +
+	"old_volume\x18\v \x01(\x03R\toldVolume\x12#\n" +
+	"\rkept_priority\x18\f \x01(\bR\fkeptPriority\x12L\n" +
+	"\rcancel_reason\x18\r \x01(\x0e2'.countinghouse.exchange.v1.CancelReasonR\fcancelReason\x12#\n" +
+	"\rreject_reason\x18\x0e \x01(\tR\frejectReason\x12\x18\n" +
+	"\amessage\x18\x0f \x01(\tR\amessage\".\n" +
 	"\x12OpenAccountRequest\x12\x18\n" +
 	"\aaccount\x18\x01 \x01(\x04R\aaccount\"]\n" +
 	"\vCashRequest\x12\x18\n" +
@@ -2385,13 +3040,28 @@ const file_exchange_exchangepb_exchange_proto_rawDesc = "" +
 	"\x13ORDER_STATE_RESTING\x10\x02\x12\x1d\n" +
 	"\x19ORDER_STATE_PARTLY_FILLED\x10\x03\x12\x16\n" +
 	"\x12ORDER_STATE_FILLED\x10\x04\x12\x18\n" +
-	"\x14ORDER_STATE_CANCELED\x10\x052\x8a\x03\n" +
+	"\x14ORDER_STATE_CANCELED\x10\x05*\xbb\x01\n" +
+	"\rExecutionKind\x12\x1e\n" +
+	"\x1aEXECUTION_KIND_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14EXECUTION_KIND_TRADE\x10\x01\x12\x1b\n" +
+	"\x17EXECUTION_KIND_ACCEPTED\x10\x02\x12\x1b\n" +
+	"\x17EXECUTION_KIND_CANCELED\x10\x03\x12\x1a\n" +
+	"\x16EXECUTION_KIND_AMENDED\x10\x04\x12\x1a\n" +
+	"\x16EXECUTION_KIND_REFUSED\x10\x05*\x91\x01\n" +
+	"\fCancelReason\x12\x1d\n" +
+	"\x19CANCEL_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12CANCEL_REASON_USER\x10\x01\x12\x15\n" +
+	"\x11CANCEL_REASON_IOC\x10\x02\x12\x15\n" +
+	"\x11CANCEL_REASON_FOK\x10\x03\x12\x1c\n" +
+	"\x18CANCEL_REASON_END_OF_DAY\x10\x042\xf5\x03\n" +
 	"\n" +
 	"OrderEntry\x12\\\n" +
 	"\x06Submit\x12(.countinghouse.exchange.v1.SubmitRequest\x1a(.countinghouse.exchange.v1.OrderResponse\x12\\\n" +
 	"\x06Cancel\x12(.countinghouse.exchange.v1.CancelRequest\x1a(.countinghouse.exchange.v1.OrderResponse\x12Z\n" +
 	"\x05Amend\x12'.countinghouse.exchange.v1.AmendRequest\x1a(.countinghouse.exchange.v1.OrderResponse\x12d\n" +
-	"\aSession\x12).countinghouse.exchange.v1.SessionRequest\x1a*.countinghouse.exchange.v1.SessionResponse(\x010\x012\x91\x03\n" +
+	"\aSession\x12).countinghouse.exchange.v1.SessionRequest\x1a*.countinghouse.exchange.v1.SessionResponse(\x010\x01\x12i\n" +
+	"\n" +
+	"LiveOrders\x12,.countinghouse.exchange.v1.LiveOrdersRequest\x1a-.countinghouse.exchange.v1.LiveOrdersResponse2\x91\x03\n" +
 	"\n" +
 	"MarketData\x12l\n" +
 	"\vInstruments\x12-.countinghouse.exchange.v1.InstrumentsRequest\x1a..countinghouse.exchange.v1.InstrumentsResponse\x12W\n" +
@@ -2421,42 +3091,48 @@ func file_exchange_exchangepb_exchange_proto_rawDescGZIP() []byte {
 	return file_exchange_exchangepb_exchange_proto_rawDescData
 }
 
-var file_exchange_exchangepb_exchange_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_exchange_exchangepb_exchange_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_exchange_exchangepb_exchange_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_exchange_exchangepb_exchange_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_exchange_exchangepb_exchange_proto_goTypes = []any{
 	(Side)(0),                   // 0: countinghouse.exchange.v1.Side
 	(Offset)(0),                 // 1: countinghouse.exchange.v1.Offset
 	(Kind)(0),                   // 2: countinghouse.exchange.v1.Kind
 	(TimeInForce)(0),            // 3: countinghouse.exchange.v1.TimeInForce
 	(OrderState)(0),             // 4: countinghouse.exchange.v1.OrderState
-	(*SubmitRequest)(nil),       // 5: countinghouse.exchange.v1.SubmitRequest
-	(*CancelRequest)(nil),       // 6: countinghouse.exchange.v1.CancelRequest
-	(*AmendRequest)(nil),        // 7: countinghouse.exchange.v1.AmendRequest
-	(*OrderResponse)(nil),       // 8: countinghouse.exchange.v1.OrderResponse
-	(*Refusal)(nil),             // 9: countinghouse.exchange.v1.Refusal
-	(*SessionRequest)(nil),      // 10: countinghouse.exchange.v1.SessionRequest
-	(*SessionResponse)(nil),     // 11: countinghouse.exchange.v1.SessionResponse
-	(*InstrumentsRequest)(nil),  // 12: countinghouse.exchange.v1.InstrumentsRequest
-	(*Instrument)(nil),          // 13: countinghouse.exchange.v1.Instrument
-	(*InstrumentsResponse)(nil), // 14: countinghouse.exchange.v1.InstrumentsResponse
-	(*BookRequest)(nil),         // 15: countinghouse.exchange.v1.BookRequest
-	(*Level)(nil),               // 16: countinghouse.exchange.v1.Level
-	(*BookSnapshot)(nil),        // 17: countinghouse.exchange.v1.BookSnapshot
-	(*BookUpdate)(nil),          // 18: countinghouse.exchange.v1.BookUpdate
-	(*ExecutionsRequest)(nil),   // 19: countinghouse.exchange.v1.ExecutionsRequest
-	(*Execution)(nil),           // 20: countinghouse.exchange.v1.Execution
-	(*OpenAccountRequest)(nil),  // 21: countinghouse.exchange.v1.OpenAccountRequest
-	(*CashRequest)(nil),         // 22: countinghouse.exchange.v1.CashRequest
-	(*AccountRequest)(nil),      // 23: countinghouse.exchange.v1.AccountRequest
-	(*Position)(nil),            // 24: countinghouse.exchange.v1.Position
-	(*AccountResponse)(nil),     // 25: countinghouse.exchange.v1.AccountResponse
-	(*HaltRequest)(nil),         // 26: countinghouse.exchange.v1.HaltRequest
-	(*HaltResponse)(nil),        // 27: countinghouse.exchange.v1.HaltResponse
-	(*SettleRequest)(nil),       // 28: countinghouse.exchange.v1.SettleRequest
-	(*SettleResponse)(nil),      // 29: countinghouse.exchange.v1.SettleResponse
-	(*StateRequest)(nil),        // 30: countinghouse.exchange.v1.StateRequest
-	(*StateResponse)(nil),       // 31: countinghouse.exchange.v1.StateResponse
-	nil,                         // 32: countinghouse.exchange.v1.SettleRequest.PricesEntry
+	(ExecutionKind)(0),          // 5: countinghouse.exchange.v1.ExecutionKind
+	(CancelReason)(0),           // 6: countinghouse.exchange.v1.CancelReason
+	(*SubmitRequest)(nil),       // 7: countinghouse.exchange.v1.SubmitRequest
+	(*CancelRequest)(nil),       // 8: countinghouse.exchange.v1.CancelRequest
+	(*AmendRequest)(nil),        // 9: countinghouse.exchange.v1.AmendRequest
+	(*OrderResponse)(nil),       // 10: countinghouse.exchange.v1.OrderResponse
+	(*LiveOrdersRequest)(nil),   // 11: countinghouse.exchange.v1.LiveOrdersRequest
+	(*LiveOrder)(nil),           // 12: countinghouse.exchange.v1.LiveOrder
+	(*LiveOrdersResponse)(nil),  // 13: countinghouse.exchange.v1.LiveOrdersResponse
+	(*Refusal)(nil),             // 14: countinghouse.exchange.v1.Refusal
+	(*SessionRequest)(nil),      // 15: countinghouse.exchange.v1.SessionRequest
+	(*SessionResponse)(nil),     // 16: countinghouse.exchange.v1.SessionResponse
+	(*InstrumentsRequest)(nil),  // 17: countinghouse.exchange.v1.InstrumentsRequest
+	(*Instrument)(nil),          // 18: countinghouse.exchange.v1.Instrument
+	(*InstrumentsResponse)(nil), // 19: countinghouse.exchange.v1.InstrumentsResponse
+	(*BookRequest)(nil),         // 20: countinghouse.exchange.v1.BookRequest
+	(*Level)(nil),               // 21: countinghouse.exchange.v1.Level
+	(*BookSnapshot)(nil),        // 22: countinghouse.exchange.v1.BookSnapshot
+	(*BookUpdate)(nil),          // 23: countinghouse.exchange.v1.BookUpdate
+	(*ExecutionsRequest)(nil),   // 24: countinghouse.exchange.v1.ExecutionsRequest
+	(*Execution)(nil),           // 25: countinghouse.exchange.v1.Execution
+	(*OrderEvent)(nil),          // 26: countinghouse.exchange.v1.OrderEvent
+	(*OpenAccountRequest)(nil),  // 27: countinghouse.exchange.v1.OpenAccountRequest
+	(*CashRequest)(nil),         // 28: countinghouse.exchange.v1.CashRequest
+	(*AccountRequest)(nil),      // 29: countinghouse.exchange.v1.AccountRequest
+	(*Position)(nil),            // 30: countinghouse.exchange.v1.Position
+	(*AccountResponse)(nil),     // 31: countinghouse.exchange.v1.AccountResponse
+	(*HaltRequest)(nil),         // 32: countinghouse.exchange.v1.HaltRequest
+	(*HaltResponse)(nil),        // 33: countinghouse.exchange.v1.HaltResponse
+	(*SettleRequest)(nil),       // 34: countinghouse.exchange.v1.SettleRequest
+	(*SettleResponse)(nil),      // 35: countinghouse.exchange.v1.SettleResponse
+	(*StateRequest)(nil),        // 36: countinghouse.exchange.v1.StateRequest
+	(*StateResponse)(nil),       // 37: countinghouse.exchange.v1.StateResponse
+	nil,                         // 38: countinghouse.exchange.v1.SettleRequest.PricesEntry
 }
 var file_exchange_exchangepb_exchange_proto_depIdxs = []int32{
 	0,  // 0: countinghouse.exchange.v1.SubmitRequest.side:type_name -> countinghouse.exchange.v1.Side
@@ -2464,52 +3140,68 @@ var file_exchange_exchangepb_exchange_proto_depIdxs = []int32{
 	2,  // 2: countinghouse.exchange.v1.SubmitRequest.kind:type_name -> countinghouse.exchange.v1.Kind
 	3,  // 3: countinghouse.exchange.v1.SubmitRequest.time_in_force:type_name -> countinghouse.exchange.v1.TimeInForce
 	4,  // 4: countinghouse.exchange.v1.OrderResponse.state:type_name -> countinghouse.exchange.v1.OrderState
-	5,  // 5: countinghouse.exchange.v1.SessionRequest.submit:type_name -> countinghouse.exchange.v1.SubmitRequest
-	6,  // 6: countinghouse.exchange.v1.SessionRequest.cancel:type_name -> countinghouse.exchange.v1.CancelRequest
-	7,  // 7: countinghouse.exchange.v1.SessionRequest.amend:type_name -> countinghouse.exchange.v1.AmendRequest
-	8,  // 8: countinghouse.exchange.v1.SessionResponse.response:type_name -> countinghouse.exchange.v1.OrderResponse
-	13, // 9: countinghouse.exchange.v1.InstrumentsResponse.instruments:type_name -> countinghouse.exchange.v1.Instrument
-	16, // 10: countinghouse.exchange.v1.BookSnapshot.bids:type_name -> countinghouse.exchange.v1.Level
-	16, // 11: countinghouse.exchange.v1.BookSnapshot.asks:type_name -> countinghouse.exchange.v1.Level
-	17, // 12: countinghouse.exchange.v1.BookUpdate.book:type_name -> countinghouse.exchange.v1.BookSnapshot
-	0,  // 13: countinghouse.exchange.v1.Execution.taker_side:type_name -> countinghouse.exchange.v1.Side
-	24, // 14: countinghouse.exchange.v1.AccountResponse.positions:type_name -> countinghouse.exchange.v1.Position
-	32, // 15: countinghouse.exchange.v1.SettleRequest.prices:type_name -> countinghouse.exchange.v1.SettleRequest.PricesEntry
-	5,  // 16: countinghouse.exchange.v1.OrderEntry.Submit:input_type -> countinghouse.exchange.v1.SubmitRequest
-	6,  // 17: countinghouse.exchange.v1.OrderEntry.Cancel:input_type -> countinghouse.exchange.v1.CancelRequest
-	7,  // 18: countinghouse.exchange.v1.OrderEntry.Amend:input_type -> countinghouse.exchange.v1.AmendRequest
-	10, // 19: countinghouse.exchange.v1.OrderEntry.Session:input_type -> countinghouse.exchange.v1.SessionRequest
-	12, // 20: countinghouse.exchange.v1.MarketData.Instruments:input_type -> countinghouse.exchange.v1.InstrumentsRequest
-	15, // 21: countinghouse.exchange.v1.MarketData.Book:input_type -> countinghouse.exchange.v1.BookRequest
-	15, // 22: countinghouse.exchange.v1.MarketData.Books:input_type -> countinghouse.exchange.v1.BookRequest
-	19, // 23: countinghouse.exchange.v1.MarketData.Executions:input_type -> countinghouse.exchange.v1.ExecutionsRequest
-	21, // 24: countinghouse.exchange.v1.Accounts.OpenAccount:input_type -> countinghouse.exchange.v1.OpenAccountRequest
-	22, // 25: countinghouse.exchange.v1.Accounts.Deposit:input_type -> countinghouse.exchange.v1.CashRequest
-	22, // 26: countinghouse.exchange.v1.Accounts.Withdraw:input_type -> countinghouse.exchange.v1.CashRequest
-	23, // 27: countinghouse.exchange.v1.Accounts.Account:input_type -> countinghouse.exchange.v1.AccountRequest
-	26, // 28: countinghouse.exchange.v1.Control.Halt:input_type -> countinghouse.exchange.v1.HaltRequest
-	28, // 29: countinghouse.exchange.v1.Control.Settle:input_type -> countinghouse.exchange.v1.SettleRequest
-	30, // 30: countinghouse.exchange.v1.Control.State:input_type -> countinghouse.exchange.v1.StateRequest
-	8,  // 31: countinghouse.exchange.v1.OrderEntry.Submit:output_type -> countinghouse.exchange.v1.OrderResponse
-	8,  // 32: countinghouse.exchange.v1.OrderEntry.Cancel:output_type -> countinghouse.exchange.v1.OrderResponse
-	8,  // 33: countinghouse.exchange.v1.OrderEntry.Amend:output_type -> countinghouse.exchange.v1.OrderResponse
-	11, // 34: countinghouse.exchange.v1.OrderEntry.Session:output_type -> countinghouse.exchange.v1.SessionResponse
-	14, // 35: countinghouse.exchange.v1.MarketData.Instruments:output_type -> countinghouse.exchange.v1.InstrumentsResponse
-	17, // 36: countinghouse.exchange.v1.MarketData.Book:output_type -> countinghouse.exchange.v1.BookSnapshot
-	18, // 37: countinghouse.exchange.v1.MarketData.Books:output_type -> countinghouse.exchange.v1.BookUpdate
-	20, // 38: countinghouse.exchange.v1.MarketData.Executions:output_type -> countinghouse.exchange.v1.Execution
-	25, // 39: countinghouse.exchange.v1.Accounts.OpenAccount:output_type -> countinghouse.exchange.v1.AccountResponse
-	25, // 40: countinghouse.exchange.v1.Accounts.Deposit:output_type -> countinghouse.exchange.v1.AccountResponse
-	25, // 41: countinghouse.exchange.v1.Accounts.Withdraw:output_type -> countinghouse.exchange.v1.AccountResponse
-	25, // 42: countinghouse.exchange.v1.Accounts.Account:output_type -> countinghouse.exchange.v1.AccountResponse
-	27, // 43: countinghouse.exchange.v1.Control.Halt:output_type -> countinghouse.exchange.v1.HaltResponse
-	29, // 44: countinghouse.exchange.v1.Control.Settle:output_type -> countinghouse.exchange.v1.SettleResponse
-	31, // 45: countinghouse.exchange.v1.Control.State:output_type -> countinghouse.exchange.v1.StateResponse
-	31, // [31:46] is the sub-list for method output_type
-	16, // [16:31] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	0,  // 5: countinghouse.exchange.v1.LiveOrder.side:type_name -> countinghouse.exchange.v1.Side
+	1,  // 6: countinghouse.exchange.v1.LiveOrder.offset:type_name -> countinghouse.exchange.v1.Offset
+	2,  // 7: countinghouse.exchange.v1.LiveOrder.kind:type_name -> countinghouse.exchange.v1.Kind
+	3,  // 8: countinghouse.exchange.v1.LiveOrder.time_in_force:type_name -> countinghouse.exchange.v1.TimeInForce
+	12, // 9: countinghouse.exchange.v1.LiveOrdersResponse.orders:type_name -> countinghouse.exchange.v1.LiveOrder
+	7,  // 10: countinghouse.exchange.v1.SessionRequest.submit:type_name -> countinghouse.exchange.v1.SubmitRequest
+	8,  // 11: countinghouse.exchange.v1.SessionRequest.cancel:type_name -> countinghouse.exchange.v1.CancelRequest
+	9,  // 12: countinghouse.exchange.v1.SessionRequest.amend:type_name -> countinghouse.exchange.v1.AmendRequest
+	10, // 13: countinghouse.exchange.v1.SessionResponse.response:type_name -> countinghouse.exchange.v1.OrderResponse
+	18, // 14: countinghouse.exchange.v1.InstrumentsResponse.instruments:type_name -> countinghouse.exchange.v1.Instrument
+	21, // 15: countinghouse.exchange.v1.BookSnapshot.bids:type_name -> countinghouse.exchange.v1.Level
+	21, // 16: countinghouse.exchange.v1.BookSnapshot.asks:type_name -> countinghouse.exchange.v1.Level
+	22, // 17: countinghouse.exchange.v1.BookUpdate.book:type_name -> countinghouse.exchange.v1.BookSnapshot
+	0,  // 18: countinghouse.exchange.v1.Execution.taker_side:type_name -> countinghouse.exchange.v1.Side
+	5,  // 19: countinghouse.exchange.v1.Execution.kind:type_name -> countinghouse.exchange.v1.ExecutionKind
+	26, // 20: countinghouse.exchange.v1.Execution.order:type_name -> countinghouse.exchange.v1.OrderEvent
+	1,  // 21: countinghouse.exchange.v1.Execution.maker_offset:type_name -> countinghouse.exchange.v1.Offset
+	1,  // 22: countinghouse.exchange.v1.Execution.taker_offset:type_name -> countinghouse.exchange.v1.Offset
+	0,  // 23: countinghouse.exchange.v1.OrderEvent.side:type_name -> countinghouse.exchange.v1.Side
+	1,  // 24: countinghouse.exchange.v1.OrderEvent.offset:type_name -> countinghouse.exchange.v1.Offset
+	2,  // 25: countinghouse.exchange.v1.OrderEvent.kind:type_name -> countinghouse.exchange.v1.Kind
+	3,  // 26: countinghouse.exchange.v1.OrderEvent.time_in_force:type_name -> countinghouse.exchange.v1.TimeInForce
+	6,  // 27: countinghouse.exchange.v1.OrderEvent.cancel_reason:type_name -> countinghouse.exchange.v1.CancelReason
+	30, // 28: countinghouse.exchange.v1.AccountResponse.positions:type_name -> countinghouse.exchange.v1.Position
+	38, // 29: countinghouse.exchange.v1.SettleRequest.prices:type_name -> countinghouse.exchange.v1.SettleRequest.PricesEntry
+	7,  // 30: countinghouse.exchange.v1.OrderEntry.Submit:input_type -> countinghouse.exchange.v1.SubmitRequest
+	8,  // 31: countinghouse.exchange.v1.OrderEntry.Cancel:input_type -> countinghouse.exchange.v1.CancelRequest
+	9,  // 32: countinghouse.exchange.v1.OrderEntry.Amend:input_type -> countinghouse.exchange.v1.AmendRequest
+	15, // 33: countinghouse.exchange.v1.OrderEntry.Session:input_type -> countinghouse.exchange.v1.SessionRequest
+	11, // 34: countinghouse.exchange.v1.OrderEntry.LiveOrders:input_type -> countinghouse.exchange.v1.LiveOrdersRequest
+	17, // 35: countinghouse.exchange.v1.MarketData.Instruments:input_type -> countinghouse.exchange.v1.InstrumentsRequest
+	20, // 36: countinghouse.exchange.v1.MarketData.Book:input_type -> countinghouse.exchange.v1.BookRequest
+	20, // 37: countinghouse.exchange.v1.MarketData.Books:input_type -> countinghouse.exchange.v1.BookRequest
+	24, // 38: countinghouse.exchange.v1.MarketData.Executions:input_type -> countinghouse.exchange.v1.ExecutionsRequest
+	27, // 39: countinghouse.exchange.v1.Accounts.OpenAccount:input_type -> countinghouse.exchange.v1.OpenAccountRequest
+	28, // 40: countinghouse.exchange.v1.Accounts.Deposit:input_type -> countinghouse.exchange.v1.CashRequest
+	28, // 41: countinghouse.exchange.v1.Accounts.Withdraw:input_type -> countinghouse.exchange.v1.CashRequest
+	29, // 42: countinghouse.exchange.v1.Accounts.Account:input_type -> countinghouse.exchange.v1.AccountRequest
+	32, // 43: countinghouse.exchange.v1.Control.Halt:input_type -> countinghouse.exchange.v1.HaltRequest
+	34, // 44: countinghouse.exchange.v1.Control.Settle:input_type -> countinghouse.exchange.v1.SettleRequest
+	36, // 45: countinghouse.exchange.v1.Control.State:input_type -> countinghouse.exchange.v1.StateRequest
+	10, // 46: countinghouse.exchange.v1.OrderEntry.Submit:output_type -> countinghouse.exchange.v1.OrderResponse
+	10, // 47: countinghouse.exchange.v1.OrderEntry.Cancel:output_type -> countinghouse.exchange.v1.OrderResponse
+	10, // 48: countinghouse.exchange.v1.OrderEntry.Amend:output_type -> countinghouse.exchange.v1.OrderResponse
+	16, // 49: countinghouse.exchange.v1.OrderEntry.Session:output_type -> countinghouse.exchange.v1.SessionResponse
+	13, // 50: countinghouse.exchange.v1.OrderEntry.LiveOrders:output_type -> countinghouse.exchange.v1.LiveOrdersResponse
+	19, // 51: countinghouse.exchange.v1.MarketData.Instruments:output_type -> countinghouse.exchange.v1.InstrumentsResponse
+	22, // 52: countinghouse.exchange.v1.MarketData.Book:output_type -> countinghouse.exchange.v1.BookSnapshot
+	23, // 53: countinghouse.exchange.v1.MarketData.Books:output_type -> countinghouse.exchange.v1.BookUpdate
+	25, // 54: countinghouse.exchange.v1.MarketData.Executions:output_type -> countinghouse.exchange.v1.Execution
+	31, // 55: countinghouse.exchange.v1.Accounts.OpenAccount:output_type -> countinghouse.exchange.v1.AccountResponse
+	31, // 56: countinghouse.exchange.v1.Accounts.Deposit:output_type -> countinghouse.exchange.v1.AccountResponse
+	31, // 57: countinghouse.exchange.v1.Accounts.Withdraw:output_type -> countinghouse.exchange.v1.AccountResponse
+	31, // 58: countinghouse.exchange.v1.Accounts.Account:output_type -> countinghouse.exchange.v1.AccountResponse
+	33, // 59: countinghouse.exchange.v1.Control.Halt:output_type -> countinghouse.exchange.v1.HaltResponse
+	35, // 60: countinghouse.exchange.v1.Control.Settle:output_type -> countinghouse.exchange.v1.SettleResponse
+	37, // 61: countinghouse.exchange.v1.Control.State:output_type -> countinghouse.exchange.v1.StateResponse
+	46, // [46:62] is the sub-list for method output_type
+	30, // [30:46] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_exchange_exchangepb_exchange_proto_init() }
@@ -2517,7 +3209,7 @@ func file_exchange_exchangepb_exchange_proto_init() {
 	if File_exchange_exchangepb_exchange_proto != nil {
 		return
 	}
-	file_exchange_exchangepb_exchange_proto_msgTypes[5].OneofWrappers = []any{
+	file_exchange_exchangepb_exchange_proto_msgTypes[8].OneofWrappers = []any{
 		(*SessionRequest_Submit)(nil),
 		(*SessionRequest_Cancel)(nil),
 		(*SessionRequest_Amend)(nil),
@@ -2527,8 +3219,8 @@ func file_exchange_exchangepb_exchange_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_exchange_exchangepb_exchange_proto_rawDesc), len(file_exchange_exchangepb_exchange_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   28,
+			NumEnums:      7,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -23,10 +23,11 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	OrderEntry_Submit_FullMethodName  = "/countinghouse.exchange.v1.OrderEntry/Submit"
-	OrderEntry_Cancel_FullMethodName  = "/countinghouse.exchange.v1.OrderEntry/Cancel"
-	OrderEntry_Amend_FullMethodName   = "/countinghouse.exchange.v1.OrderEntry/Amend"
-	OrderEntry_Session_FullMethodName = "/countinghouse.exchange.v1.OrderEntry/Session"
+	OrderEntry_Submit_FullMethodName     = "/countinghouse.exchange.v1.OrderEntry/Submit"
+	OrderEntry_Cancel_FullMethodName     = "/countinghouse.exchange.v1.OrderEntry/Cancel"
+	OrderEntry_Amend_FullMethodName      = "/countinghouse.exchange.v1.OrderEntry/Amend"
+	OrderEntry_Session_FullMethodName    = "/countinghouse.exchange.v1.OrderEntry/Session"
+	OrderEntry_LiveOrders_FullMethodName = "/countinghouse.exchange.v1.OrderEntry/LiveOrders"
 )
 
 // OrderEntryClient is the client API for OrderEntry service.
@@ -41,6 +42,11 @@ type OrderEntryClient interface {
 	Cancel(ctx context.Context, in *CancelRequest, opts ...grpc.CallOption) (*OrderResponse, error)
 	Amend(ctx context.Context, in *AmendRequest, opts ...grpc.CallOption) (*OrderResponse, error)
 	Session(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SessionRequest, SessionResponse], error)
+	// LiveOrders lists an account's orders that rest in books, ascending by id. A
+	// client that lost an answer finds its order here by its client_order_id, or
+	// learns that it does not rest: then it was never taken, or it is done, which
+	// the drop copy and the stored records tell.
+	LiveOrders(ctx context.Context, in *LiveOrdersRequest, opts ...grpc.CallOption) (*LiveOrdersResponse, error)
 }
 
 type orderEntryClient struct {
@@ -94,6 +100,16 @@ func (c *orderEntryClient) Session(ctx context.Context, opts ...grpc.CallOption)
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type OrderEntry_SessionClient = grpc.BidiStreamingClient[SessionRequest, SessionResponse]
 
+func (c *orderEntryClient) LiveOrders(ctx context.Context, in *LiveOrdersRequest, opts ...grpc.CallOption) (*LiveOrdersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LiveOrdersResponse)
+	err := c.cc.Invoke(ctx, OrderEntry_LiveOrders_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // OrderEntryServer is the server API for OrderEntry service.
 // All implementations must embed UnimplementedOrderEntryServer
 // for forward compatibility.
@@ -106,6 +122,11 @@ type OrderEntryServer interface {
 	Cancel(context.Context, *CancelRequest) (*OrderResponse, error)
 	Amend(context.Context, *AmendRequest) (*OrderResponse, error)
 	Session(grpc.BidiStreamingServer[SessionRequest, SessionResponse]) error
+	// LiveOrders lists an account's orders that rest in books, ascending by id. A
+	// client that lost an answer finds its order here by its client_order_id, or
+	// learns that it does not rest: then it was never taken, or it is done, which
+	// the drop copy and the stored records tell.
+	LiveOrders(context.Context, *LiveOrdersRequest) (*LiveOrdersResponse, error)
 	mustEmbedUnimplementedOrderEntryServer()
 }
 
@@ -127,6 +148,9 @@ func (UnimplementedOrderEntryServer) Amend(context.Context, *AmendRequest) (*Ord
 }
 func (UnimplementedOrderEntryServer) Session(grpc.BidiStreamingServer[SessionRequest, SessionResponse]) error {
 	return status.Error(codes.Unimplemented, "method Session not implemented")
+}
+func (UnimplementedOrderEntryServer) LiveOrders(context.Context, *LiveOrdersRequest) (*LiveOrdersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method LiveOrders not implemented")
 }
 func (UnimplementedOrderEntryServer) mustEmbedUnimplementedOrderEntryServer() {}
 func (UnimplementedOrderEntryServer) testEmbeddedByValue()                    {}
@@ -210,6 +234,24 @@ func _OrderEntry_Session_Handler(srv interface{}, stream grpc.ServerStream) erro
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type OrderEntry_SessionServer = grpc.BidiStreamingServer[SessionRequest, SessionResponse]
 
+func _OrderEntry_LiveOrders_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LiveOrdersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OrderEntryServer).LiveOrders(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OrderEntry_LiveOrders_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OrderEntryServer).LiveOrders(ctx, req.(*LiveOrdersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // OrderEntry_ServiceDesc is the grpc.ServiceDesc for OrderEntry service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -228,6 +270,10 @@ var OrderEntry_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Amend",
 			Handler:    _OrderEntry_Amend_Handler,
+		},
+		{
+			MethodName: "LiveOrders",
+			Handler:    _OrderEntry_LiveOrders_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
@@ -259,9 +305,11 @@ type MarketDataClient interface {
 	// Books sends a snapshot, then updates. A reader that lags gets a new
 	// snapshot whose missed field says how many updates it replaces.
 	Books(ctx context.Context, in *BookRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BookUpdate], error)
-	// Executions is the drop copy: every execution from the time of the call on.
-	// A reader that lags is told how many events it missed: with the next
-	// execution, or at once in a message whose seq is 0 when there is none.
+	// Executions is the drop copy: from the time of the call on, every order that
+	// is accepted, amended or cancelled, also by a settlement, every trade, and
+	// every order, cancel and amend that is refused. A reader that lags is told how
+	// many events it missed: with the next event, or at once in a message without
+	// kind when there is none.
 	Executions(ctx context.Context, in *ExecutionsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Execution], error)
 }
 
@@ -342,9 +390,11 @@ type MarketDataServer interface {
 	// Books sends a snapshot, then updates. A reader that lags gets a new
 	// snapshot whose missed field says how many updates it replaces.
 	Books(*BookRequest, grpc.ServerStreamingServer[BookUpdate]) error
-	// Executions is the drop copy: every execution from the time of the call on.
-	// A reader that lags is told how many events it missed: with the next
-	// execution, or at once in a message whose seq is 0 when there is none.
+	// Executions is the drop copy: from the time of the call on, every order that
+	// is accepted, amended or cancelled, also by a settlement, every trade, and
+	// every order, cancel and amend that is refused. A reader that lags is told how
+	// many events it missed: with the next event, or at once in a message without
+	// kind when there is none.
 	Executions(*ExecutionsRequest, grpc.ServerStreamingServer[Execution]) error
 	mustEmbedUnimplementedMarketDataServer()
 }

@@ -55,8 +55,10 @@ type Event struct {
 	Kind   EventKind
 	Missed uint64 // events passed over before this one, because the subscriber lagged
 	Record record.Record
-	Reject Rejected
-	Top    Top
+	// Of a trade: the client order ids of its orders, which its record lacks.
+	MakerClientOrderID, TakerClientOrderID uint64
+	Reject                                 Rejected
+	Top                                    Top
 }
 
 // ErrClosed means that a subscription was closed.
@@ -150,6 +152,19 @@ func (f *Fanout) push(r *record.Record, topics Topics) {
 		}
 		if e := s.slot(RecordEvent); e != nil {
 			e.Record = *r
+		}
+	}
+}
+
+// pushTrade is push of a trade's record.
+func (f *Fanout) pushTrade(r *record.Record, t *Trade) {
+	for _, s := range f.list() {
+		if s.topics&(Executions|MarketData) == 0 {
+			continue
+		}
+		if e := s.slot(RecordEvent); e != nil {
+			e.Record = *r
+			e.MakerClientOrderID, e.TakerClientOrderID = t.Maker.ClientOrderID, t.Taker.ClientOrderID
 		}
 	}
 }

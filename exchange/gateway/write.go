@@ -59,7 +59,7 @@ func (g *Gateway) Traded(s *Stream, now int64, t *Trade) {
 	b.MakerAccount, b.TakerAccount = t.Maker.Account, t.Taker.Account
 	b.Price, b.Volume, b.MakerFee, b.TakerFee = t.Price, t.Volume, t.MakerFee, t.TakerFee
 	b.TakerSide, b.MakerOffset, b.TakerOffset = t.Taker.Side, t.Maker.Offset, t.Taker.Offset
-	g.fan.push(r, Executions|MarketData)
+	g.fan.pushTrade(r, t)
 }
 
 // Account returns the body of an AccountUpdate for the caller to fill at once.

@@ -35,13 +35,10 @@ func (a *accounts) Withdraw(_ context.Context, r *pb.CashRequest) (*pb.AccountRe
 // Account returns what an account holds.
 func (a *accounts) Account(_ context.Context, r *pb.AccountRequest) (*pb.AccountResponse, error) {
 	view, ok := a.x.Router().Account(r.Account)
-	switch {
-	case ok:
-		return account(&view), nil
-	case a.closed():
-		return nil, refusal(risk.Unavailable, "")
+	if !ok {
+		return nil, a.unknownAccount(r.Account)
 	}
-	return nil, refusal(risk.UnknownAccount, fmt.Sprintf("account: %d", r.Account))
+	return account(&view), nil
 }
 
 // answer states the account after a request, with the number of its record.
