@@ -12,6 +12,9 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
+
+	"google.golang.org/grpc/health/grpc_health_v1"
 
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
 )
@@ -127,15 +130,8 @@ func TestProgram(t *testing.T) {
 	if code := second.cmd.ProcessState.ExitCode(); code != exitFailed || !strings.Contains(second.log.String(), "another process writes here") || !strings.Contains(second.log.String(), outbox) {
 		t.Errorf("a second exchange: exit code %d: %s", code, second.log)
 	}
-	url := regexp.MustCompile(`http://127\.0\.0\.1:\d+/metrics`).FindString(p.log.String())
-	r, err := http.Get(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	body, err := io.ReadAll(r.Body)
-	r.Body.Close()
-	if err != nil || !strings.Contains(string(body), "countinghouse_exchange_published_records 3") {
-		t.Errorf("metrics: %v, %.200s", err, body)
+	if body := metricsOf(t, p); !strings.Contains(body, "countinghouse_exchange_published_records 3") {
+		t.Errorf("metrics: %.200s", body)
 	}
 	before, err := pb.NewControlClient(p.dial(t)).State(t.Context(), &pb.StateRequest{})
 	if err != nil {
@@ -158,6 +154,47 @@ func TestProgram(t *testing.T) {
 	if code := foreign.cmd.ProcessState.ExitCode(); code != exitFailed || !strings.Contains(foreign.log.String(), `"prod"`) {
 		t.Errorf("an outbox of another cluster: exit code %d: %s", code, foreign.log)
 	}
+}
+
+// While it recovers, here from shards that do not answer, the program says so on
+// the port on which it will take orders, and shows its metrics.
+func TestHealthDuringRecovery(t *testing.T) {
+	p, _ := launch(t, "--shards", noStorage(t, "test"), "--outbox", filepath.Join(t.TempDir(), "outbox"), "--storage-wait", "1m",
+		"--metrics-listen", "127.0.0.1:0")
+	address := regexp.MustCompile(`recovering.*address=(127\.0\.0\.1:\d+)`)
+	for deadline := time.Now().Add(20 * time.Second); p.address == ""; time.Sleep(10 * time.Millisecond) {
+		if m := address.FindStringSubmatch(p.log.String()); m != nil {
+			p.address = m[1]
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no address: %s", p.log)
+		}
+	}
+	h, err := grpc_health_v1.NewHealthClient(p.dial(t)).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{Service: "countinghouse.exchange.v1.OrderEntry"})
+	if err != nil || h.Status != grpc_health_v1.HealthCheckResponse_NOT_SERVING {
+		t.Errorf("health: %v, %v", h, err)
+	}
+	if body := metricsOf(t, p); !strings.Contains(body, "countinghouse_exchange_started 0") {
+		t.Errorf("metrics: %.200s", body)
+	}
+	if code := p.terminate(t); code != exitFailed || !strings.Contains(p.log.String(), "context canceled") {
+		t.Errorf("exit code %d: %s", code, p.log)
+	}
+}
+
+// metricsOf reads the metrics where the program's log says that they are.
+func metricsOf(t *testing.T, p *program) string {
+	t.Helper()
+	r, err := http.Get(regexp.MustCompile(`http://127\.0\.0\.1:\d+/metrics`).FindString(p.log.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
 }
 
 // A context that ends during the recovery ends the command.

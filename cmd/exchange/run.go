@@ -56,30 +56,29 @@ func (f *flags) run(ctx context.Context, cmd *cobra.Command) (err error) {
 		}
 		defer metrics.Close()
 	}
-	x, err := exchange.Open(ctx, config)
-	if errors.Is(err, exchange.ErrConfig) {
-		return fmt.Errorf("%w: %w", errUsage, err)
-	}
+	return f.serve(ctx, cmd, config, l, metrics)
+}
+
+// serve answers on l: while the exchange recovers only to say so, and then until
+// ctx ends or the exchange can not go on.
+func (f *flags) serve(ctx context.Context, cmd *cobra.Command, config exchange.Config, l, metrics net.Listener) error {
+	s, err := server.New(server.Options{})
 	if err != nil {
 		return err
 	}
-	return f.serve(ctx, cmd, x, l, metrics)
-}
-
-// serve answers until ctx ends or the exchange can not go on, and ends it.
-func (f *flags) serve(ctx context.Context, cmd *cobra.Command, x *exchange.Exchange, l, metrics net.Listener) error {
-	log := x.Config().Log
-	s, err := server.New(x, server.Options{})
-	if err != nil {
-		_, closeErr := x.Close()
-		return errors.Join(err, closeErr)
-	}
 	if metrics != nil {
-		h := f.serveMetrics(s, x, metrics, log)
+		h := serveMetrics(s, metrics, config.Log)
 		defer h.Close()
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
+	config.Log.Info("recovering", "address", l.Addr().String())
+	x, err := open(ctx, config, s)
+	if err != nil {
+		s.Stop(0)
+		return err
+	}
+	log := config.Log
 	r := x.Recovery()
 	log.Info("recovered", "records", r.Records, "from_outbox", r.FromOutbox, "drained", r.Drained, "delivered", r.Delivered,
 		"state_checked", r.StateChecked, "drain_took", r.DrainTook, "replay_took", r.ReplayTook)
@@ -98,9 +97,25 @@ func (f *flags) serve(ctx context.Context, cmd *cobra.Command, x *exchange.Excha
 	return errors.Join(err, closeErr)
 }
 
-func (f *flags) serveMetrics(s *server.Server, x *exchange.Exchange, l net.Listener, log *slog.Logger) *http.Server {
+// open recovers the exchange and opens s to it.
+func open(ctx context.Context, config exchange.Config, s *server.Server) (*exchange.Exchange, error) {
+	x, err := exchange.Open(ctx, config)
+	if errors.Is(err, exchange.ErrConfig) {
+		return nil, fmt.Errorf("%w: %w", errUsage, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Start(x); err != nil {
+		_, closeErr := x.Close()
+		return nil, errors.Join(err, closeErr)
+	}
+	return x, nil
+}
+
+func serveMetrics(s *server.Server, l net.Listener, log *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
-	mux.Handle("/metrics", s.Metrics(x.Collector()))
+	mux.Handle("/metrics", s.Metrics())
 	h := &http.Server{Handler: mux, ReadHeaderTimeout: metricsHeaderTimeout}
 	go func() {
 		if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -80,8 +80,11 @@ func start(t *testing.T, o Options) *fixture {
 	}
 	t.Cleanup(func() { x.Close() })
 	b := &backend{Exchange: x, arrived: make(chan struct{}, 1024)}
-	s, err := New(b, o)
+	s, err := New(o)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(b); err != nil {
 		t.Fatal(err)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")

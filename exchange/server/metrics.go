@@ -17,6 +17,7 @@ type metrics struct {
 	latency  *prometheus.HistogramVec
 	durables prometheus.Histogram
 	sessions prometheus.Gauge
+	started  prometheus.Gauge
 }
 
 func newMetrics() metrics {
@@ -37,6 +38,9 @@ func newMetrics() metrics {
 		}),
 		sessions: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "countinghouse_exchange_sessions", Help: "Order entry sessions that are open.",
+		}),
+		started: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "countinghouse_exchange_started", Help: "1 since the recovery is over, 0 before.",
 		}),
 	}
 }
@@ -114,12 +118,16 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// Metrics returns the handler of the server's metrics, those of more, and those
-// of the Go runtime and the process.
-func (s *Server) Metrics(more ...prometheus.Collector) http.Handler {
+// newRegistry returns a registry of the server's metrics, and of those of the Go
+// runtime and the process; those of the exchange come with Start.
+func (s *Server) newRegistry() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(s.metrics.requests, s.metrics.latency, s.metrics.durables, s.metrics.sessions, gauges{s},
+	registry.MustRegister(s.metrics.requests, s.metrics.latency, s.metrics.durables, s.metrics.sessions, s.metrics.started,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	registry.MustRegister(more...)
-	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry})
+	return registry
+}
+
+// Metrics returns the handler of the server's metrics.
+func (s *Server) Metrics() http.Handler {
+	return promhttp.HandlerFor(s.registry, promhttp.HandlerOpts{Registry: s.registry})
 }

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -19,6 +22,7 @@ import (
 	"github.com/countinghouse/countinghouse/exchange/core"
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
 	"github.com/countinghouse/countinghouse/exchange/gateway"
+	"github.com/countinghouse/countinghouse/exchange/risk"
 )
 
 // Backend is the exchange as the server needs it; *exchange.Exchange is one.
@@ -28,6 +32,7 @@ type Backend interface {
 	OnDurable(global uint64, done func(error))
 	State() (core.State, error)
 	Stats() exchange.Stats
+	Collector() prometheus.Collector
 }
 
 // Options bound a Server. The zero value of a field means its default.
@@ -85,13 +90,20 @@ func (o *Options) complete() error {
 	return nil
 }
 
-// Server serves one exchange. Serve and Stop are called once.
+// Server serves one exchange, which may still recover: until Start, health says
+// NOT_SERVING, metrics are served, and all other calls are refused with
+// Unavailable. Serve, Start and Stop are called once.
 type Server struct {
+	// Invariant: x is set before started and never changed; who has not seen
+	// started does not look at it.
 	x       Backend
-	options Options
-	grpc    *grpc.Server
-	health  *health.Server
-	metrics metrics
+	started atomic.Bool
+
+	options  Options
+	grpc     *grpc.Server
+	health   *health.Server
+	metrics  metrics
+	registry *prometheus.Registry
 
 	durableWaits atomic.Int64
 	subscribers  atomic.Int64
@@ -101,17 +113,27 @@ type Server struct {
 	stop     sync.Once
 }
 
-// New returns a server of x, which runs.
-func New(x Backend, o Options) (*Server, error) {
+// services are the exchange's own, as the health service names them; "" is all
+// of them together.
+var services = []string{
+	"", pb.OrderEntry_ServiceDesc.ServiceName, pb.MarketData_ServiceDesc.ServiceName,
+	pb.Accounts_ServiceDesc.ServiceName, pb.Control_ServiceDesc.ServiceName,
+}
+
+// New returns a server that has no exchange yet.
+func New(o Options) (*Server, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	s := &Server{x: x, options: o, metrics: newMetrics(), stopping: make(chan struct{}), health: health.NewServer()}
+	s := &Server{options: o, metrics: newMetrics(), stopping: make(chan struct{}), health: health.NewServer()}
+	s.registry = s.newRegistry()
 	s.grpc = grpc.NewServer(
 		grpc.MaxConcurrentStreams(uint32(o.ConnectionStreamsMax)),
 		grpc.MaxRecvMsgSize(o.MessageBytesMax),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.UnaryInterceptor(s.admitUnary),
+		grpc.StreamInterceptor(s.admitStream),
 	)
 	pb.RegisterOrderEntryServer(s.grpc, &orderEntry{Server: s})
 	pb.RegisterMarketDataServer(s.grpc, &marketData{Server: s})
@@ -119,7 +141,53 @@ func New(x Backend, o Options) (*Server, error) {
 	pb.RegisterControlServer(s.grpc, &control{Server: s})
 	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
+	s.tell(grpc_health_v1.HealthCheckResponse_NOT_SERVING)
 	return s, nil
+}
+
+// tell sets what the health service answers for all services.
+func (s *Server) tell(status grpc_health_v1.HealthCheckResponse_ServingStatus) {
+	for _, name := range services {
+		s.health.SetServingStatus(name, status)
+	}
+}
+
+// Start opens the server to calls for x, which takes orders, and adds its
+// metrics.
+func (s *Server) Start(x Backend) error {
+	s.x = x
+	for _, c := range []prometheus.Collector{gauges{s}, x.Collector()} {
+		if err := s.registry.Register(c); err != nil {
+			return fmt.Errorf("exchange server: %w", err)
+		}
+	}
+	s.started.Store(true)
+	s.metrics.started.Set(1)
+	s.tell(grpc_health_v1.HealthCheckResponse_SERVING)
+	return nil
+}
+
+// admit refuses calls to the exchange's own services until Start.
+func (s *Server) admit(method string) error {
+	service, _, _ := strings.Cut(strings.TrimPrefix(method, "/"), "/")
+	if s.started.Load() || !slices.Contains(services, service) {
+		return nil
+	}
+	return refusal(risk.Unavailable, "")
+}
+
+func (s *Server) admitUnary(ctx context.Context, r any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if err := s.admit(info.FullMethod); err != nil {
+		return nil, err
+	}
+	return next(ctx, r)
+}
+
+func (s *Server) admitStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if err := s.admit(info.FullMethod); err != nil {
+		return err
+	}
+	return next(srv, stream)
 }
 
 // Serve answers on l until Stop is called.

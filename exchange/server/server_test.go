@@ -296,7 +296,7 @@ func TestOptionsAreChecked(t *testing.T) {
 	for name, o := range map[string]Options{
 		"DurableWaitsMax": {DurableWaitsMax: -1}, "MessageBytesMax": {MessageBytesMax: 1 << 30}, "BookPause": {BookPause: -1},
 	} {
-		if _, err := New(nil, o); err == nil || !strings.Contains(err.Error(), name) {
+		if _, err := New(o); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -348,12 +348,12 @@ func TestMetrics(t *testing.T) {
 	bad.Volume = 0
 	f.submit(t, bad)
 	w := httptest.NewRecorder()
-	f.server.Metrics(f.x.Collector()).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	f.server.Metrics().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	for _, want := range []string{
 		`countinghouse_exchange_requests_total{request="submit",result="resting"} 1`,
 		`countinghouse_exchange_requests_total{request="submit",result="bad-volume"} 1`,
 		`countinghouse_exchange_request_latency_nanoseconds_count{request="submit"} 2`,
-		`countinghouse_exchange_orders_accepted_total 1`,
+		`countinghouse_exchange_orders_accepted_total 1`, `countinghouse_exchange_started 1`,
 		`countinghouse_exchange_outbox_free_records `, `countinghouse_subscriber_lag_records{shard="s1"} `, `go_goroutines `,
 	} {
 		if !strings.Contains(w.Body.String(), want) {

@@ -111,13 +111,16 @@ var typeLine = regexp.MustCompile(`(?m)^# TYPE (countinghouse_\w+) `)
 func exchangeMetrics(t *testing.T, into map[string]bool) {
 	t.Helper()
 	x := openExchange(t)
-	s, err := server.New(x, server.Options{})
+	s, err := server.New(server.Options{})
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(x); err != nil {
 		t.Fatal(err)
 	}
 	submitOne(t, s)
 	answer := httptest.NewRecorder()
-	s.Metrics(x.Collector()).ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
+	s.Metrics().ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
 	text, err := io.ReadAll(answer.Body)
 	if err != nil {
 		t.Fatal(err)
