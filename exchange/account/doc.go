@@ -28,4 +28,22 @@
 // tick. Margin is reckoned anew from the cost after every change, at the opening
 // price for today's positions and at the last settlement price for history: it
 // cannot drift.
+//
+// # Why no sum overflows
+//
+// Let M be order.MaxAmount, 2^60. Each lot that an account holds or has on order
+// to open counts for LotWorth in its Worth: at least the lot's turnover at any
+// price since the last settlement and until the next, and its fee. Worth, over
+// all instruments and both sides, never exceeds M: opening orders beyond it are
+// refused, and neither a settlement nor changed terms raise a price limit so far.
+//
+// A lot costs its account at most four times LotWorth from any instant on: what
+// it can lose, the fee to open it, the fee to close it, and the margin it ties
+// up. It gains at most LotWorth. Further lots come only by an opening order,
+// which is accepted only while the balance is within BalanceBound, 2 M, either
+// side of zero; a settlement, and changed terms, are refused beyond it. So from
+// one such instant to the next no balance exceeds 3 M, and balance, available
+// funds, and these less all floating losses stay above −6 M, within −8 M, the
+// end of an int64. Frozen amounts and margins are each at most 2 M. Money comes
+// in up to a balance of M, and goes out down to none.
 package account

@@ -11,13 +11,16 @@ import (
 // Account is one account's money, in minor units.
 //
 // Invariants: FrozenMargin and FrozenFee are the sums over the account's live
-// orders; Margin is the sum over its positions; none is negative.
+// orders; Margin is the sum over its positions; Worth is the sum of LotWorth over
+// the lots it holds and those its live orders will open; none is negative, and
+// Worth is at most order.MaxAmount.
 type Account struct {
 	ID           uint64
 	Balance      int64
 	FrozenMargin int64
 	FrozenFee    int64
 	Margin       int64
+	Worth        int64
 }
 
 // Available returns what the account can still commit. It is negative when
@@ -68,8 +71,8 @@ func (h *Holding) Leg(offset record.Offset) *Leg {
 type Position struct {
 	Long     Holding
 	Short    Holding
-	Realised int64 // minor units of profit realised, ever
-	Fees     int64 // minor units of fees paid, ever
+	Realised int64 // minor units of profit realised, ever; stops at the ends of an int64
+	Fees     int64 // minor units of fees paid, ever; the same
 	Bids     Quotes
 	Asks     Quotes
 }
@@ -117,6 +120,11 @@ func (p *Position) Floating(price int64) int64 {
 	return price*p.Long.Volume() - p.Long.Cost() + p.Short.Cost() - price*p.Short.Volume()
 }
 
+// lots returns the lots that count for Account.Worth.
+func (p *Position) lots() int64 {
+	return p.Long.Volume() + p.Long.Opening + p.Short.Volume() + p.Short.Opening
+}
+
 // Empty reports whether nothing is held.
 func (p *Position) Empty() bool { return p.Long.Volume() == 0 && p.Short.Volume() == 0 }
 
@@ -126,6 +134,9 @@ const (
 	MaxAccounts = 1 << 24
 	// MaxBalance is the highest balance a deposit may lead to, in minor units.
 	MaxBalance = order.MaxAmount
+	// BalanceBound is how far from zero, in minor units, a balance may be of an
+	// account that opens a position, and after a settlement.
+	BalanceBound = 2 * order.MaxAmount
 )
 
 // Errors of a ledger.
@@ -151,6 +162,9 @@ type Ledger struct {
 type book struct {
 	terms     *order.Instrument
 	positions []Position
+	// lotWorth is the highest LotWorth of the terms since the last settlement:
+	// what was opened then costs as much as the limits were.
+	lotWorth int64
 }
 
 // NewLedger returns an empty ledger.
@@ -159,9 +173,12 @@ func NewLedger() *Ledger { return &Ledger{index: make(map[uint64]uint32)} }
 // AddInstrument adds an instrument and returns its index. The ledger reads the
 // terms through the pointer whenever it needs them.
 func (l *Ledger) AddInstrument(terms *order.Instrument) int {
-	l.books = append(l.books, book{terms: terms, positions: make([]Position, len(l.accounts), cap(l.accounts))})
+	l.books = append(l.books, book{terms: terms, positions: make([]Position, len(l.accounts), cap(l.accounts)), lotWorth: terms.LotWorth()})
 	return len(l.books) - 1
 }
+
+// LotWorth returns what a lot of the instrument counts for in Account.Worth.
+func (l *Ledger) LotWorth(instrument int) int64 { return l.books[instrument].lotWorth }
 
 // Open adds an account and returns its index. Errors wrap ErrExists, ErrFull or ErrID.
 func (l *Ledger) Open(id uint64) (uint32, error) {

@@ -2,6 +2,7 @@ package account
 
 import (
 	"errors"
+	"math"
 	"testing"
 
 	"github.com/countinghouse/countinghouse/exchange/order"
@@ -122,8 +123,10 @@ func TestSettlement(t *testing.T) {
 	}
 }
 
+// want compares an account, whose lots are all in the first instrument.
 func want(t *testing.T, l *Ledger, i uint32, w Account) {
 	t.Helper()
+	w.Worth = l.Position(0, i).lots() * l.LotWorth(0)
 	if got := *l.Account(i); got != w {
 		t.Errorf("account %+v, want %+v", got, w)
 	}
@@ -208,5 +211,54 @@ func TestQuotes(t *testing.T) {
 	bids.Add(record.Buy, 5)
 	if bids.Best != 5 {
 		t.Errorf("the bound outlives the orders: %+v", *bids)
+	}
+}
+
+// What an account's lots are worth follows orders, fills and closings, and the
+// limits: up at once, down with a settlement.
+func TestWorth(t *testing.T) {
+	l, terms := testLedger(t, 1_000_000)
+	check := func(when string, lots, lotWorth int64) {
+		t.Helper()
+		if got := l.Account(0).Worth; got != lots*lotWorth {
+			t.Errorf("%s: %d, want %d lots of %d", when, got, lots, lotWorth)
+		}
+		if limit := l.WorthLimit(0); lots > 0 && limit != order.MaxAmount/lots {
+			t.Errorf("%s: limit %d", when, limit)
+		}
+	}
+	fill(l, terms, 0, record.Buy, record.Open, 1000, 5)
+	fill(l, terms, 0, record.Sell, record.Open, 1000, 2)
+	o := &order.Order{Side: record.Buy, Offset: record.Open, Price: 1000, Volume: 4, Remaining: 4}
+	l.Freeze(0, o)
+	check("two positions and an order", 11, 11_000)
+	l.Release(0, o, 3)
+	o.Remaining = 1
+	fill(l, terms, 0, record.Sell, record.CloseToday, 1000, 2)
+	check("after a closing and a cancel of 3", 6, 11_000)
+	terms.UpperLimit = 1000
+	l.Remargin(0)
+	check("a lower limit", 6, 11_000)
+	terms.UpperLimit = 1200
+	l.Remargin(0)
+	check("a higher limit", 6, 12_000)
+	terms.FeeClose = 90_000
+	l.Remargin(0)
+	check("a fee above the turnover", 6, 90_000)
+	l.Release(0, o, 1)
+	terms.FeeClose, terms.UpperLimit = 3, 1100
+	l.Settle(0, 1000)
+	check("a settlement", 5, 11_000)
+}
+
+// Sums that are only reported stop at the ends.
+func TestTally(t *testing.T) {
+	for _, c := range []struct{ sum, amount, want int64 }{
+		{1, 2, 3}, {1, -2, -1}, {math.MaxInt64, 1, math.MaxInt64}, {math.MaxInt64 - 1, 1, math.MaxInt64},
+		{math.MinInt64, -1, math.MinInt64}, {math.MaxInt64, -1, math.MaxInt64 - 1}, {-2, math.MinInt64, math.MinInt64},
+	} {
+		if got := tally(c.sum, c.amount); got != c.want {
+			t.Errorf("%d and %d are %d", c.sum, c.amount, got)
+		}
 	}
 }

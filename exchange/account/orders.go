@@ -1,6 +1,8 @@
 package account
 
 import (
+	"math"
+
 	"github.com/countinghouse/countinghouse/exchange/order"
 	"github.com/countinghouse/countinghouse/record"
 )
@@ -26,9 +28,11 @@ func (l *Ledger) Release(instrument int, o *order.Order, volume int64) (margin, 
 
 // hold adds lots to what the account's live orders will open or close.
 func (l *Ledger) hold(instrument int, o *order.Order, lots int64) {
-	h := l.Position(instrument, o.AccountIndex).Holding(o.Side, o.Offset)
+	b := &l.books[instrument]
+	h := b.positions[o.AccountIndex].Holding(o.Side, o.Offset)
 	if o.Offset == record.Open {
 		h.Opening += lots
+		l.accounts[o.AccountIndex].Worth += lots * b.lotWorth
 		return
 	}
 	h.Leg(o.Offset).Frozen += lots
@@ -50,18 +54,32 @@ func (l *Ledger) Fill(instrument int, o *order.Order, open, price, volume, fee i
 	l.release(instrument, o, volume, o.FrozenMargin/open*volume, o.FrozenFee/open*volume)
 	b := &l.books[instrument]
 	a, p := &l.accounts[o.AccountIndex], &b.positions[o.AccountIndex]
-	p.Fees += fee
+	p.Fees = tally(p.Fees, fee)
 	a.Balance -= fee
 	h := p.Holding(o.Side, o.Offset)
 	if o.Offset == record.Open {
 		h.Today.Volume += volume
 		h.Today.Cost += price * volume
+		a.Worth += volume * b.lotWorth
 	} else {
 		profit := b.terms.Turnover(reduce(h.Leg(o.Offset), o.Side, price, volume))
-		p.Realised += profit
+		p.Realised = tally(p.Realised, profit)
 		a.Balance += profit
+		a.Worth -= volume * b.lotWorth
 	}
 	b.remargin(a, p, h)
+}
+
+// tally adds to a sum that is only reported and has no bound: it stops at the
+// ends of an int64.
+func tally(sum, amount int64) int64 {
+	switch {
+	case amount > 0 && sum > math.MaxInt64-amount:
+		return math.MaxInt64
+	case amount < 0 && sum < math.MinInt64-amount:
+		return math.MinInt64
+	}
+	return sum + amount
 }
 
 // reduce takes volume lots off the leg and returns the profit in ticks × lots.

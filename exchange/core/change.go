@@ -118,7 +118,7 @@ func (e *Exchange) admitAmend(m *market, o, d *order.Order) risk.Reason {
 		return risk.OK
 	}
 	p := e.ledger.Position(m.index, d.AccountIndex)
-	if r := risk.Holdings(&m.terms, p, d.Side, d.Offset, d.Remaining-o.Remaining); r != risk.OK {
+	if r := e.holdings(m, p, d, d.Remaining-o.Remaining); r != risk.OK {
 		return r
 	}
 	if risk.MayMeetItself(p, d.Side, d.Price) && m.meetsOwn(d) {

@@ -50,20 +50,16 @@ func chargesDiffer(a, b *order.Instrument) bool {
 		a.FeeMode != b.FeeMode || a.FeeOpen != b.FeeOpen || a.FeeClose != b.FeeClose || a.FeeCloseToday != b.FeeCloseToday
 }
 
-// checkWorth refuses terms under which what is held could no longer be reckoned
-// with: held and ordered lots must stay within MaxPosition but for the position
-// limit, which only binds what is opened from there on.
+// checkWorth refuses terms under which what is held and ordered could no longer
+// be reckoned with; see package account.
 func (e *Exchange) checkWorth(m *market, terms *order.Instrument) error {
-	bound := *terms
-	bound.PositionLimit = 0
-	most := bound.MaxPosition()
-	for i := range uint32(e.ledger.Len()) {
-		p := e.ledger.Position(m.index, i)
-		if max(p.Long.Volume()+p.Long.Opening, p.Short.Volume()+p.Short.Opening) > most {
-			return &risk.Error{Reason: risk.BadTerms, Detail: fmt.Sprintf(
-				"instrument %s: at the upper limit of the changed terms account %d would hold more than 2^60 minor units",
-				terms.Symbol, e.ledger.Account(i).ID)}
-		}
+	if terms.LotWorth() > e.ledger.WorthLimit(m.index) {
+		return &risk.Error{Reason: risk.BadTerms, Detail: fmt.Sprintf(
+			"instrument %s: at the upper limit of the changed terms an account's lots would be worth more than 2^60 minor units", terms.Symbol)}
+	}
+	if id := e.ledger.Strained(m.index); id != 0 {
+		return &risk.Error{Reason: risk.BadTerms, Detail: fmt.Sprintf(
+			"instrument %s: the balance of account %d, which holds it, is too far from zero; withdraw or deposit first", terms.Symbol, id)}
 	}
 	return nil
 }

@@ -167,6 +167,9 @@ func (p *Replayer) applySettlement(m *market, b *record.Settlement) error {
 	if b.Day < p.e.day || b.Price < m.terms.LowerLimit || b.Price > m.terms.UpperLimit {
 		return fmt.Errorf("settlement of day %d at %d, after day %d with limits %d … %d", b.Day, b.Price, p.e.day, m.terms.LowerLimit, m.terms.UpperLimit)
 	}
+	if limit := p.e.worthLimit(m); b.UpperLimit > limit {
+		return fmt.Errorf("settlement of day %d: above the price of %d, and below the upper limit of %d, an account's lots are worth too much", b.Day, limit, b.UpperLimit)
+	}
 	next := m.terms
 	next.LowerLimit, next.UpperLimit = b.LowerLimit, b.UpperLimit
 	if err := next.Check(); err != nil {

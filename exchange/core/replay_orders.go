@@ -46,7 +46,7 @@ func (p *Replayer) checkEntry(m *market, d *order.Order, more int64) error {
 		return fmt.Errorf("order %d: frozen amounts %d and %d are not whole for each of %d lots", d.ID, d.FrozenMargin, d.FrozenFee, d.Remaining)
 	}
 	pos := p.e.ledger.Position(m.index, d.AccountIndex)
-	if r := risk.Holdings(&m.terms, pos, d.Side, d.Offset, more); r != risk.OK {
+	if r := p.e.holdings(m, pos, d, more); r != risk.OK {
 		return fmt.Errorf("order %d: %s", d.ID, r.Message())
 	}
 	return nil

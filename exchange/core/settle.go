@@ -88,6 +88,10 @@ func (e *Exchange) checkSettlement(day uint32, prices []SettlementPrice) ([]int6
 			return nil, Settled{Reason: risk.BadPrices, Detail: m.terms.Symbol.String() + " has no price"}
 		}
 	}
+	if id, balance, ok := e.ledger.CheckSettle(byMarket); !ok {
+		return nil, Settled{Reason: risk.BadAmount, Detail: fmt.Sprintf(
+			"account %d would have %d minor units; withdraw or deposit first", id, balance)}
+	}
 	return byMarket, Settled{}
 }
 
@@ -137,23 +141,18 @@ func (e *Exchange) settlement(m *market, day uint32, price int64) gateway.Settle
 	return s
 }
 
-// worthLimit returns the highest price at which no account's position is worth
-// more than order.MaxAmount.
+// worthLimit returns the highest price at which no account's lots are worth more
+// than order.MaxAmount.
 func (e *Exchange) worthLimit(m *market) int64 {
-	most := int64(1)
-	for i := range uint32(e.ledger.Len()) {
-		p := e.ledger.Position(m.index, i)
-		most = max(most, p.Long.Volume(), p.Short.Volume())
-	}
-	return order.MaxAmount / m.terms.TickValue / most
+	return e.ledger.WorthLimit(m.index) / m.terms.TickValue
 }
 
 // settle carries out the end of a market's day.
 func (e *Exchange) settle(m *market, s *gateway.Settlement) {
+	m.terms.LowerLimit, m.terms.UpperLimit = s.Lower, s.Upper
 	e.ledger.Settle(m.index, s.Price)
 	e.marks[m.index] = s.Price
 	m.settlement = s.Price
-	m.terms.LowerLimit, m.terms.UpperLimit = s.Lower, s.Upper
 	e.day = s.Day
 }
 

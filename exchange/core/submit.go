@@ -1,6 +1,7 @@
 package core
 
 import (
+	"github.com/countinghouse/countinghouse/exchange/account"
 	"github.com/countinghouse/countinghouse/exchange/gateway"
 	"github.com/countinghouse/countinghouse/exchange/order"
 	"github.com/countinghouse/countinghouse/exchange/risk"
@@ -75,7 +76,7 @@ func (e *Exchange) admit(m *market, d *order.Order) risk.Reason {
 		return r
 	}
 	p := e.ledger.Position(m.index, d.AccountIndex)
-	if r := risk.Holdings(&m.terms, p, d.Side, d.Offset, d.Volume); r != risk.OK {
+	if r := e.holdings(m, p, d, d.Volume); r != risk.OK {
 		return r
 	}
 	if risk.MayMeetItself(p, d.Side, d.Price) && m.meetsOwn(d) {
@@ -86,6 +87,14 @@ func (e *Exchange) admit(m *market, d *order.Order) risk.Reason {
 		return r
 	}
 	return e.begin(m, d)
+}
+
+// holdings checks that the account of d may take on volume further lots.
+func (e *Exchange) holdings(m *market, p *account.Position, d *order.Order, volume int64) risk.Reason {
+	if r := risk.Holdings(&m.terms, p, d.Side, d.Offset, volume); r != risk.OK {
+		return r
+	}
+	return risk.Worth(e.ledger.Account(d.AccountIndex), e.ledger.LotWorth(m.index), d.Offset, volume)
 }
 
 // begin starts the transaction of an order that is about to be matched.

@@ -17,9 +17,9 @@ var ErrOffTick = errors.New("price is not a multiple of the tick")
 // record.InstrumentListed states. A plain cash instrument has a margin of
 // 100 % (1,000,000 parts per million).
 //
-// Invariant (held by Check): a price within the limits times TickValue times
-// MaxOrderVolume is at most MaxAmount, and rates are at most one, so that no
-// sum below overflows.
+// Invariant (held by Check): LotWorth times MaxOrderVolume is at most MaxAmount,
+// and rates are at most one. That bounds one order; what bounds an account over
+// all its orders and positions is said in package account.
 type Instrument struct {
 	Symbol         record.Symbol
 	TickValue      int64  // minor units that one lot gains when the price rises one tick
@@ -35,7 +35,7 @@ type Instrument struct {
 	UpperLimit     int64 // ticks; highest price that is accepted today
 	LowerLimit     int64 // ticks; lowest price that is accepted today
 	MaxOrderVolume int64 // lots per order
-	PositionLimit  int64 // lots per account and side, 0 for none but MaxPosition
+	PositionLimit  int64 // lots per account and side, 0 for none but what they may be worth
 }
 
 const maxDecimals = 12
@@ -108,15 +108,14 @@ func (t *Instrument) fits(price, volume int64) bool {
 	return ok && value <= maxAmount
 }
 
-// MaxPosition returns the lots that one account may hold or have on order on
-// one side: the position limit, and in any case no more than MaxAmount is worth
-// at the upper price limit.
-func (t *Instrument) MaxPosition() int64 {
-	most := maxAmount / t.TickValue / t.UpperLimit
-	if t.PositionLimit > 0 {
-		return min(most, t.PositionLimit)
+// LotWorth returns the most that the turnover or the fee of one lot can come to
+// while the limits are what they are, in minor units.
+func (t *Instrument) LotWorth() int64 {
+	worth := t.TickValue * t.UpperLimit
+	if t.FeeMode == record.FeeByLot {
+		worth = max(worth, t.FeeOpen, t.FeeClose, t.FeeCloseToday)
 	}
-	return most
+	return worth
 }
 
 // Turnover returns the worth of cost, a sum of ticks × lots, in minor units.

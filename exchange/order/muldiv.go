@@ -5,8 +5,9 @@ import "math/bits"
 // million is the denominator of every rate in parts per million.
 const million = 1_000_000
 
-// MaxAmount bounds what a single price times volume may come to, in minor
-// units, so that the sums of an account stay far from the ends of an int64.
+// MaxAmount bounds what one order may be worth, and all lots of an account
+// together, in minor units, so that the sums of an account stay within an int64:
+// package account has the argument.
 const MaxAmount = 1 << 60
 
 const maxAmount = int64(MaxAmount)

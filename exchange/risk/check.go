@@ -40,7 +40,7 @@ func Holdings(t *order.Instrument, p *account.Position, side record.Side, offset
 	h := p.Holding(side, offset)
 	switch {
 	case offset == record.Open:
-		if volume > t.MaxPosition()-h.Volume()-h.Opening {
+		if t.PositionLimit > 0 && volume > t.PositionLimit-h.Volume()-h.Opening {
 			return PositionLimit
 		}
 	case volume <= h.Leg(offset).Free():
@@ -52,11 +52,26 @@ func Holdings(t *order.Instrument, p *account.Position, side record.Side, offset
 	return OK
 }
 
+// Worth checks that volume further lots, each of which counts for lotWorth, do
+// not make all that the account holds and will open worth more than
+// order.MaxAmount. Closing orders pass.
+func Worth(a *account.Account, lotWorth int64, offset record.Offset, volume int64) Reason {
+	if offset == record.Open && volume > 0 && volume > (order.MaxAmount-a.Worth)/lotWorth {
+		return PositionLimit
+	}
+	return OK
+}
+
 // Funds checks that the account's available funds cover what an opening order
-// freezes beyond what it froze before. Closing orders pass.
+// freezes beyond what it froze before, and that its balance is not so far from
+// zero that what the order may come to could not be kept. Closing orders pass.
 func Funds(a *account.Account, offset record.Offset, freeze int64) Reason {
-	if offset == record.Open && freeze > 0 && freeze > a.Available() {
+	switch {
+	case offset != record.Open:
+	case freeze > 0 && freeze > a.Available():
 		return InsufficientFunds
+	case a.Balance > account.BalanceBound || a.Balance < -account.BalanceBound:
+		return BadAmount
 	}
 	return OK
 }

@@ -46,15 +46,16 @@ const (
 	// InsufficientHistory: a close order asks for more than the lots carried
 	// over from earlier days that no other order will close.
 	InsufficientHistory
-	// PositionLimit: held and ordered lots on this side would exceed the limit.
+	// PositionLimit: held and ordered lots on this side would exceed the limit,
+	// or all lots of the account would be worth more than is kept exactly.
 	PositionLimit
 	// SelfTrade: the order would trade with a resting order of its own account.
 	SelfTrade
 	// InsufficientFunds: the available funds do not cover margin and fee, or
 	// the withdrawal.
 	InsufficientFunds
-	// BadAmount: a deposit or withdrawal is not positive, or the balance
-	// would exceed what is kept exactly.
+	// BadAmount: a deposit or withdrawal is not positive, or a balance is or
+	// would be further from zero than is kept exactly.
 	BadAmount
 	// AccountExists: an account of that id is open already.
 	AccountExists
@@ -91,10 +92,10 @@ var names = [reasonLimit]struct{ name, message string }{
 	OutsideLimits:       {"outside-limits", "the price is outside the daily limits"},
 	InsufficientToday:   {"insufficient-today", "not enough lots opened today are free to close"},
 	InsufficientHistory: {"insufficient-history", "not enough lots carried over from earlier days are free to close"},
-	PositionLimit:       {"position-limit", "held and ordered lots on this side would exceed the limit"},
+	PositionLimit:       {"position-limit", "held and ordered lots on this side would exceed the limit, or all the account's lots be worth more than is kept exactly"},
 	SelfTrade:           {"self-trade", "the order would trade with a resting order of its own account"},
 	InsufficientFunds:   {"insufficient-funds", "the available funds do not cover it"},
-	BadAmount:           {"bad-amount", "the amount is not positive or the balance would become too large"},
+	BadAmount:           {"bad-amount", "the amount is not positive, or the balance is or would be too far from zero to be kept exactly"},
 	AccountExists:       {"account-exists", "an account of that id is open already"},
 	BadAccount:          {"bad-account", "the account id is 0, or there is no room for another account"},
 	BadDay:              {"bad-day", "the settlement day is not a date (yyyymmdd) after the day settled last"},

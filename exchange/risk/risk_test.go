@@ -128,6 +128,38 @@ func TestFunds(t *testing.T) {
 	}
 }
 
+// An account opens nothing while its balance is further from zero than is kept
+// exactly; it can close.
+func TestFundsBoundTheBalance(t *testing.T) {
+	for balance, want := range map[int64]Reason{
+		account.BalanceBound: OK, account.BalanceBound + 1: BadAmount, -account.BalanceBound: OK, -account.BalanceBound - 1: BadAmount,
+	} {
+		a := &account.Account{Balance: balance}
+		if got := Funds(a, record.Open, 0); got != want {
+			t.Errorf("opening with a balance of %d: %q", balance, got)
+		}
+		if got := Funds(a, record.Close, 0); got != OK {
+			t.Errorf("closing with a balance of %d: %q", balance, got)
+		}
+	}
+}
+
+func TestWorth(t *testing.T) {
+	a := &account.Account{Worth: order.MaxAmount - 100}
+	for _, c := range []struct {
+		offset           record.Offset
+		lotWorth, volume int64
+		want             Reason
+	}{
+		{record.Open, 10, 10, OK}, {record.Open, 10, 11, PositionLimit}, {record.Open, 1, 1 << 62, PositionLimit},
+		{record.Open, 101, 1, PositionLimit}, {record.Open, 101, -1, OK}, {record.CloseToday, 10, 11, OK},
+	} {
+		if got := Worth(a, c.lotWorth, c.offset, c.volume); got != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}
+
 func TestMayMeetItself(t *testing.T) {
 	p := &account.Position{}
 	if MayMeetItself(p, record.Buy, 1000) {
