@@ -53,27 +53,31 @@ func (m *market) fillsMax(o *order.Order) int {
 // fillsExact returns the number of fills that o will have, by a walk over them.
 func (m *market) fillsExact(o *order.Order) int {
 	fills := 0
-	m.eachMaker(o, func(*order.Order) bool {
+	filled := m.eachMaker(o, func(*order.Order) bool {
 		fills++
 		return true
 	})
+	if o.TimeInForce == record.FOK && !filled {
+		return 0
+	}
 	return fills
 }
 
 // meetsOwn reports whether o would trade with an order of its own account. It
-// looks at no more orders than o would trade with.
+// looks at no more orders than o would trade with, or than stand in the way of
+// an FOK order that is too large.
 func (m *market) meetsOwn(o *order.Order) bool {
-	own := false
-	m.eachMaker(o, func(maker *order.Order) bool {
-		own = maker.AccountIndex == o.AccountIndex
-		return !own
+	own, whole := false, o.TimeInForce == record.FOK
+	filled := m.eachMaker(o, func(maker *order.Order) bool {
+		own = own || maker.AccountIndex == o.AccountIndex
+		return !own || whole
 	})
-	return own
+	return own && (filled || !whole)
 }
 
-// eachMaker yields the orders that o would trade with, in that order, until
-// yield returns false.
-func (m *market) eachMaker(o *order.Order, yield func(*order.Order) bool) {
+// eachMaker yields the orders that o can trade with, in that order, until yield
+// returns false. It reports whether those yielded fill o.
+func (m *market) eachMaker(o *order.Order, yield func(*order.Order) bool) (filled bool) {
 	left := o.Remaining
 	m.book.Each(o.Side.Opposite(), func(maker *order.Order) bool {
 		if left <= 0 || !reaches(o, maker.Price) {
@@ -82,4 +86,5 @@ func (m *market) eachMaker(o *order.Order, yield func(*order.Order) bool) {
 		left -= maker.Remaining
 		return yield(maker)
 	})
+	return left <= 0
 }

@@ -5,7 +5,7 @@
 // The checks are made in the order of the reasons' numbers from UnknownInstrument
 // on, so that one request is always refused for the same reason. Each takes
 // constant time and allocates nothing; the self-trade check, which needs the
-// book, is the order router's and looks at no more orders than would trade.
+// book, is the order router's and looks at no more orders than could trade.
 package risk
 
 import "fmt"
