@@ -40,7 +40,8 @@ type market struct {
 	orders     orderIndex // live orders
 	stream     gateway.Stream
 	halted     bool
-	settlement int64 // ticks, last settlement price; 0 before the first
+	settlement int64  // ticks, last settlement price; 0 before the first
+	changes    uint64 // transactions of this process that may have changed the book
 }
 
 var accountSymbol = record.MustSymbol(record.AccountStream)

@@ -24,6 +24,7 @@ type InstrumentView struct {
 type BookView struct {
 	Instrument record.Symbol
 	Seq        uint64 // last record of the stream that it reflects
+	Change     uint64 // the gateway.Top that it reflects
 	Bids, Asks []matching.Level
 }
 
@@ -81,7 +82,7 @@ func (e *Exchange) Book(instrument record.Symbol, depth int) (view BookView, ok 
 	if m == nil {
 		return BookView{}, false
 	}
-	view = BookView{Instrument: instrument, Seq: m.stream.Seq}
+	view = BookView{Instrument: instrument, Seq: m.stream.Seq, Change: m.changes}
 	view.Bids = m.book.Depth(record.Buy, depth, nil)
 	view.Asks = m.book.Depth(record.Sell, depth, nil)
 	return view, true

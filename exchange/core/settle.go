@@ -114,6 +114,7 @@ func (e *Exchange) cancelAll(now int64) (canceled int, ok bool) {
 					e.cancel(now, m, o, record.CancelEndOfDay)
 				}
 				e.gw.End()
+				e.announce(m)
 				canceled += len(chunk)
 			}
 		}

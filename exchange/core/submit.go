@@ -232,13 +232,15 @@ func (e *Exchange) restate(now int64, m *market, taker uint32) {
 	e.ledger.Update(m.index, taker, e.gw.Account(&m.stream, now))
 }
 
-// announce tells market data subscribers the best prices.
+// announce counts a change of the book and tells market data subscribers the
+// best prices.
 func (e *Exchange) announce(m *market) {
+	m.changes++
 	f := e.gw.Fanout()
 	if !f.Wanted(gateway.MarketData) {
 		return
 	}
-	t := gateway.Top{Instrument: m.terms.Symbol, Seq: m.stream.Seq}
+	t := gateway.Top{Instrument: m.terms.Symbol, Seq: m.stream.Seq, Change: m.changes}
 	t.BidPrice, t.BidVolume, _ = m.book.Best(record.Buy)
 	t.AskPrice, t.AskVolume, _ = m.book.Best(record.Sell)
 	f.Top(&t)

@@ -46,6 +46,7 @@ type Rejected struct {
 type Top struct {
 	Instrument          record.Symbol
 	Seq                 uint64 // the stream's last record that it reflects
+	Change              uint64 // counts the changes of the book, also those whose records were dropped
 	BidPrice, BidVolume int64
 	AskPrice, AskVolume int64
 }

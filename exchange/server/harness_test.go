@@ -63,18 +63,26 @@ const (
 
 func start(t *testing.T, o Options) *fixture {
 	t.Helper()
+	return startWith(t, o, func(*exchange.Config) {})
+}
+
+// startWith is start of an exchange that is configured otherwise.
+func startWith(t *testing.T, o Options, change func(*exchange.Config)) *fixture {
+	t.Helper()
 	set, err := order.DefaultSet()
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, err := exchange.Open(t.Context(), exchange.Config{
+	config := exchange.Config{
 		Shards: &client.Map{Cluster: "test", Shards: []client.Shard{{
 			Name: "s1", Instruments: []string{"IF2501", "IC2501", "IH2501", record.AccountStream},
 			Members: []client.Member{{ID: "a", Address: "127.0.0.1:1"}},
 		}}},
 		Instruments: set, OutboxDir: filepath.Join(t.TempDir(), "outbox"), SegmentRecords: 8192,
 		Init: true, DrainWait: 20 * time.Millisecond, CloseWait: time.Millisecond,
-	})
+	}
+	change(&config)
+	x, err := exchange.Open(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -70,15 +70,19 @@ func (m *marketData) Book(_ context.Context, r *pb.BookRequest) (*pb.BookSnapsho
 	if err != nil {
 		return nil, err
 	}
-	return m.snapshot(sym, depth)
-}
-
-func (m *marketData) snapshot(sym record.Symbol, depth int) (*pb.BookSnapshot, error) {
-	view, ok := m.x.Router().Book(sym, depth)
-	if !ok {
-		return nil, refusal(risk.Unavailable, "")
+	view, err := m.view(sym, depth)
+	if err != nil {
+		return nil, err
 	}
 	return snapshot(&view), nil
+}
+
+func (m *marketData) view(sym record.Symbol, depth int) (core.BookView, error) {
+	view, ok := m.x.Router().Book(sym, depth)
+	if !ok {
+		return view, refusal(risk.Unavailable, "")
+	}
+	return view, nil
 }
 
 func snapshot(v *core.BookView) *pb.BookSnapshot {
@@ -122,14 +126,14 @@ func (m *marketData) Books(r *pb.BookRequest, stream grpc.ServerStreamingServer[
 	defer cancel()
 	w := bookWatch{sub: sub, sym: sym}
 	for missed := uint64(0); ; {
-		book, err := m.snapshot(sym, depth)
+		view, err := m.view(sym, depth)
 		if err != nil {
 			return err
 		}
-		if err := stream.Send(&pb.BookUpdate{Book: book, Missed: missed}); err != nil {
+		if err := stream.Send(&pb.BookUpdate{Book: snapshot(&view), Missed: missed}); err != nil {
 			return err
 		}
-		if missed, err = w.next(ctx, book.Seq, m.options.BookPause); err != nil {
+		if missed, err = w.next(ctx, view.Change, m.options.BookPause); err != nil {
 			return m.streamEnd(stream.Context())
 		}
 	}
@@ -144,34 +148,34 @@ type bookWatch struct {
 	told    uint64 // lost events, of any book, that are accounted for
 }
 
-// next waits for a change of the book after seq, then for the least pause, and
-// returns how many further changes the next snapshot takes in.
-func (w *bookWatch) next(ctx context.Context, seq uint64, least time.Duration) (missed uint64, err error) {
+// next waits for a change of the book after the one of that number, then for the
+// least pause, and returns how many further changes the next snapshot takes in.
+func (w *bookWatch) next(ctx context.Context, after uint64, least time.Duration) (missed uint64, err error) {
 	w.changes = 0
-	for w.drain(seq); w.changes == 0 && w.sub.Lost() == w.told; w.drain(seq) {
+	for w.drain(after); w.changes == 0 && w.sub.Lost() == w.told; w.drain(after) {
 		if err := w.sub.Next(ctx, &w.event); err != nil {
 			return 0, err
 		}
-		w.count(seq)
+		w.count(after)
 	}
 	if err := pause(ctx, least); err != nil {
 		return 0, err
 	}
-	w.drain(seq)
+	w.drain(after)
 	lost := w.sub.Lost()
 	missed = lost - w.told + max(w.changes, 1) - 1
 	w.told = lost
 	return missed, nil
 }
 
-func (w *bookWatch) drain(seq uint64) {
+func (w *bookWatch) drain(after uint64) {
 	for w.sub.TryNext(&w.event) {
-		w.count(seq)
+		w.count(after)
 	}
 }
 
-func (w *bookWatch) count(seq uint64) {
-	if e := &w.event; e.Kind == gateway.TopEvent && e.Top.Instrument == w.sym && e.Top.Seq > seq {
+func (w *bookWatch) count(after uint64) {
+	if e := &w.event; e.Kind == gateway.TopEvent && e.Top.Instrument == w.sym && e.Top.Change > after {
 		w.changes++
 	}
 }

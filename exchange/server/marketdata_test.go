@@ -9,7 +9,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/countinghouse/countinghouse/exchange"
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
+	"github.com/countinghouse/countinghouse/exchange/gateway"
 )
 
 func bounded(t *testing.T) context.Context {
@@ -61,6 +63,35 @@ func TestBookUpdates(t *testing.T) {
 	out := f.submit(t, buy())
 	if up, err = books.Recv(); err != nil || up.Book.Seq != out.Seq || len(up.Book.Bids) != 1 || up.Missed != 0 {
 		t.Fatalf("second: %v, %v", up, err)
+	}
+}
+
+// A book goes on changing, and its readers go on being told, when the outbox is
+// full and records are dropped.
+func TestBookUpdatesWhileRecordsAreDropped(t *testing.T) {
+	f := startWith(t, Options{}, func(c *exchange.Config) {
+		c.Policy, c.SegmentRecords, c.QuotaBytes = gateway.Drop, 1024, 4*(1024*136+4096)
+	})
+	f.submit(t, buy())
+	ioc := buy()
+	ioc.TimeInForce = pb.TimeInForce_TIME_IN_FORCE_IOC
+	for n := 0; f.x.Stats().Core.Gateway.Dropped == 0; n++ {
+		if f.submit(t, ioc); n > 10_000 {
+			t.Fatal("nothing is ever dropped")
+		}
+	}
+	books, err := f.data.Books(bounded(t), &pb.BookRequest{Instrument: "IF2501", Depth: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := books.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.submit(t, sell()) // takes one lot of the best price
+	up, err := books.Recv()
+	if err != nil || up.Book.Bids[0].Volume != first.Book.Bids[0].Volume-1 {
+		t.Errorf("after %v: %v, %v", first, up, err)
 	}
 }
 
