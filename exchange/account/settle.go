@@ -108,6 +108,29 @@ func (l *Ledger) BelowZero() []uint64 {
 	return ids
 }
 
+// CloseOut is an account whose available funds are negative.
+type CloseOut struct {
+	ID        uint64
+	Available int64 // minor units, below zero
+}
+
+// CloseOuts returns up to limit accounts, from index on, whose available funds
+// are negative, in the order in which they were opened, and whether there are
+// more.
+func (l *Ledger) CloseOuts(from uint32, limit int) (list []CloseOut, more bool) {
+	for i := int(from); i < len(l.accounts); i++ {
+		available := l.accounts[i].Available()
+		switch {
+		case available >= 0:
+		case len(list) == limit:
+			return list, true
+		default:
+			list = append(list, CloseOut{l.accounts[i].ID, available})
+		}
+	}
+	return list, false
+}
+
 // Withdrawable returns what account i may take out: its available funds less
 // the floating loss of its positions in each instrument at the given prices
 // (ticks, by instrument index). Floating profit does not count.

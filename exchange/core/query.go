@@ -169,6 +169,22 @@ func (e *Exchange) Account(id uint64) (view AccountView, ok bool) {
 	return view, true
 }
 
+// CloseOuts returns up to limit accounts that must be closed out, in the order of
+// their opening, and whether there are more: all, or with an account's id those
+// behind it. ok is false when that account is not open. It looks at every account.
+func (e *Exchange) CloseOuts(after uint64, limit int) (list []account.CloseOut, more, ok bool) {
+	from := uint32(0)
+	if after != 0 {
+		i, open := e.ledger.Find(after)
+		if !open {
+			return nil, false, false
+		}
+		from = i + 1
+	}
+	list, more = e.ledger.CloseOuts(from, limit)
+	return list, more, true
+}
+
 // AccountIDs returns the ids of all accounts in the order of their opening.
 func (e *Exchange) AccountIDs() []uint64 {
 	ids := make([]uint64, e.ledger.Len())

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/countinghouse/countinghouse/exchange/account"
 	"github.com/countinghouse/countinghouse/exchange/gateway"
 	"github.com/countinghouse/countinghouse/exchange/order"
 	"github.com/countinghouse/countinghouse/exchange/risk"
@@ -201,6 +202,12 @@ func (r *Router) LiveOrders(account uint64, instrument record.Symbol) (orders []
 func (r *Router) Account(id uint64) (view AccountView, ok bool) {
 	r.do(func(_ int64, e *Exchange) { view, ok = e.Account(id) })
 	return view, ok
+}
+
+// CloseOuts is Exchange.CloseOuts.
+func (r *Router) CloseOuts(after uint64, limit int) (list []account.CloseOut, more, ok bool) {
+	r.do(func(_ int64, e *Exchange) { list, more, ok = e.CloseOuts(after, limit) })
+	return list, more, ok
 }
 
 // AccountIDs is Exchange.AccountIDs.

@@ -2468,6 +2468,167 @@ func (x *AccountResponse) GetSeq() uint64 {
 	return 0
 }
 
+type CloseOutsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0 from the first account on, in the order of their opening, else from behind
+	// this one: the last one of the answer before.
+	AfterAccount uint64 `protobuf:"varint,1,opt,name=after_account,json=afterAccount,proto3" json:"after_account,omitempty"`
+	// Accounts in the answer; 0 for 1000, at most 10000.
+	Limit         uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseOutsRequest) Reset() {
+	*x = CloseOutsRequest{}
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseOutsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseOutsRequest) ProtoMessage() {}
+
+func (x *CloseOutsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseOutsRequest.ProtoReflect.Descriptor instead.
+func (*CloseOutsRequest) Descriptor() ([]byte, []int) {
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CloseOutsRequest) GetAfterAccount() uint64 {
+	if x != nil {
+		return x.AfterAccount
+	}
+	return 0
+}
+
+func (x *CloseOutsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type CloseOut struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Account uint64                 `protobuf:"varint,1,opt,name=account,proto3" json:"account,omitempty"`
+	// Below zero.
+	Available     int64 `protobuf:"varint,2,opt,name=available,proto3" json:"available,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseOut) Reset() {
+	*x = CloseOut{}
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseOut) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseOut) ProtoMessage() {}
+
+func (x *CloseOut) ProtoReflect() protoreflect.Message {
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseOut.ProtoReflect.Descriptor instead.
+func (*CloseOut) Descriptor() ([]byte, []int) {
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *CloseOut) GetAccount() uint64 {
+	if x != nil {
+		return x.Account
+	}
+	return 0
+}
+
+func (x *CloseOut) GetAvailable() int64 {
+	if x != nil {
+		return x.Available
+	}
+	return 0
+}
+
+type CloseOutsResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Accounts []*CloseOut            `protobuf:"bytes,1,rep,name=accounts,proto3" json:"accounts,omitempty"`
+	// There are further accounts: ask again after the last one.
+	More          bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseOutsResponse) Reset() {
+	*x = CloseOutsResponse{}
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseOutsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseOutsResponse) ProtoMessage() {}
+
+func (x *CloseOutsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseOutsResponse.ProtoReflect.Descriptor instead.
+func (*CloseOutsResponse) Descriptor() ([]byte, []int) {
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *CloseOutsResponse) GetAccounts() []*CloseOut {
+	if x != nil {
+		return x.Accounts
+	}
+	return nil
+}
+
+func (x *CloseOutsResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 type HaltRequest struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Instrument string                 `protobuf:"bytes,1,opt,name=instrument,proto3" json:"instrument,omitempty"`
@@ -2479,7 +2640,7 @@ type HaltRequest struct {
 
 func (x *HaltRequest) Reset() {
 	*x = HaltRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[25]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2491,7 +2652,7 @@ func (x *HaltRequest) String() string {
 func (*HaltRequest) ProtoMessage() {}
 
 func (x *HaltRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[25]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2504,7 +2665,7 @@ func (x *HaltRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HaltRequest.ProtoReflect.Descriptor instead.
 func (*HaltRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{25}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *HaltRequest) GetInstrument() string {
@@ -2529,7 +2690,7 @@ type HaltResponse struct {
 
 func (x *HaltResponse) Reset() {
 	*x = HaltResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[26]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2541,7 +2702,7 @@ func (x *HaltResponse) String() string {
 func (*HaltResponse) ProtoMessage() {}
 
 func (x *HaltResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[26]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2554,7 +2715,7 @@ func (x *HaltResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HaltResponse.ProtoReflect.Descriptor instead.
 func (*HaltResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{26}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{29}
 }
 
 type SettleRequest struct {
@@ -2569,7 +2730,7 @@ type SettleRequest struct {
 
 func (x *SettleRequest) Reset() {
 	*x = SettleRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[27]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2581,7 +2742,7 @@ func (x *SettleRequest) String() string {
 func (*SettleRequest) ProtoMessage() {}
 
 func (x *SettleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[27]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +2755,7 @@ func (x *SettleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettleRequest.ProtoReflect.Descriptor instead.
 func (*SettleRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{27}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SettleRequest) GetDay() uint32 {
@@ -2613,16 +2774,20 @@ func (x *SettleRequest) GetPrices() map[string]string {
 
 type SettleResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Accounts whose available funds are below zero and must be closed out.
+	// Accounts whose available funds are below zero and must be closed out. A
+	// client that lost this answer finds them with CloseOuts.
 	CloseOut       []uint64 `protobuf:"varint,1,rep,packed,name=close_out,json=closeOut,proto3" json:"close_out,omitempty"`
 	OrdersCanceled uint64   `protobuf:"varint,2,opt,name=orders_canceled,json=ordersCanceled,proto3" json:"orders_canceled,omitempty"`
+	// AccountUpdates for which the outbox had no room. They repeat what follows
+	// from the settlement: nothing is lost with them.
+	UpdatesSkipped uint64 `protobuf:"varint,3,opt,name=updates_skipped,json=updatesSkipped,proto3" json:"updates_skipped,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SettleResponse) Reset() {
 	*x = SettleResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[28]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +2799,7 @@ func (x *SettleResponse) String() string {
 func (*SettleResponse) ProtoMessage() {}
 
 func (x *SettleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[28]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +2812,7 @@ func (x *SettleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SettleResponse.ProtoReflect.Descriptor instead.
 func (*SettleResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{28}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SettleResponse) GetCloseOut() []uint64 {
@@ -2664,6 +2829,13 @@ func (x *SettleResponse) GetOrdersCanceled() uint64 {
 	return 0
 }
 
+func (x *SettleResponse) GetUpdatesSkipped() uint64 {
+	if x != nil {
+		return x.UpdatesSkipped
+	}
+	return 0
+}
+
 type StateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2672,7 +2844,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[29]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +2856,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[29]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +2869,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{29}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{32}
 }
 
 type StateResponse struct {
@@ -2716,7 +2888,7 @@ type StateResponse struct {
 
 func (x *StateResponse) Reset() {
 	*x = StateResponse{}
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[30]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +2900,7 @@ func (x *StateResponse) String() string {
 func (*StateResponse) ProtoMessage() {}
 
 func (x *StateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[30]
+	mi := &file_exchange_exchangepb_exchange_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +2913,7 @@ func (x *StateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateResponse.ProtoReflect.Descriptor instead.
 func (*StateResponse) Descriptor() ([]byte, []int) {
-	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{30}
+	return file_exchange_exchangepb_exchange_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StateResponse) GetHash() string {
@@ -2990,7 +3162,16 @@ const file_exchange_exchangepb_exchange_proto_rawDesc = "" +
 	"\x06margin\x18\x04 \x01(\x03R\x06margin\x12\x1c\n" +
 	"\tavailable\x18\x05 \x01(\x03R\tavailable\x12A\n" +
 	"\tpositions\x18\x06 \x03(\v2#.countinghouse.exchange.v1.PositionR\tpositions\x12\x10\n" +
-	"\x03seq\x18\a \x01(\x04R\x03seq\"A\n" +
+	"\x03seq\x18\a \x01(\x04R\x03seq\"M\n" +
+	"\x10CloseOutsRequest\x12#\n" +
+	"\rafter_account\x18\x01 \x01(\x04R\fafterAccount\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"B\n" +
+	"\bCloseOut\x12\x18\n" +
+	"\aaccount\x18\x01 \x01(\x04R\aaccount\x12\x1c\n" +
+	"\tavailable\x18\x02 \x01(\x03R\tavailable\"h\n" +
+	"\x11CloseOutsResponse\x12?\n" +
+	"\baccounts\x18\x01 \x03(\v2#.countinghouse.exchange.v1.CloseOutR\baccounts\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"A\n" +
 	"\vHaltRequest\x12\x1e\n" +
 	"\n" +
 	"instrument\x18\x01 \x01(\tR\n" +
@@ -3002,10 +3183,11 @@ const file_exchange_exchangepb_exchange_proto_rawDesc = "" +
 	"\x06prices\x18\x02 \x03(\v24.countinghouse.exchange.v1.SettleRequest.PricesEntryR\x06prices\x1a9\n" +
 	"\vPricesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"V\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x7f\n" +
 	"\x0eSettleResponse\x12\x1b\n" +
 	"\tclose_out\x18\x01 \x03(\x04R\bcloseOut\x12'\n" +
-	"\x0forders_canceled\x18\x02 \x01(\x04R\x0eordersCanceled\"\x0e\n" +
+	"\x0forders_canceled\x18\x02 \x01(\x04R\x0eordersCanceled\x12'\n" +
+	"\x0fupdates_skipped\x18\x03 \x01(\x04R\x0eupdatesSkipped\"\x0e\n" +
 	"\fStateRequest\"\xa3\x01\n" +
 	"\rStateResponse\x12\x12\n" +
 	"\x04hash\x18\x01 \x01(\tR\x04hash\x12\x16\n" +
@@ -3068,12 +3250,13 @@ const file_exchange_exchangepb_exchange_proto_rawDesc = "" +
 	"\x04Book\x12&.countinghouse.exchange.v1.BookRequest\x1a'.countinghouse.exchange.v1.BookSnapshot\x12X\n" +
 	"\x05Books\x12&.countinghouse.exchange.v1.BookRequest\x1a%.countinghouse.exchange.v1.BookUpdate0\x01\x12b\n" +
 	"\n" +
-	"Executions\x12,.countinghouse.exchange.v1.ExecutionsRequest\x1a$.countinghouse.exchange.v1.Execution0\x012\x95\x03\n" +
+	"Executions\x12,.countinghouse.exchange.v1.ExecutionsRequest\x1a$.countinghouse.exchange.v1.Execution0\x012\xfd\x03\n" +
 	"\bAccounts\x12h\n" +
 	"\vOpenAccount\x12-.countinghouse.exchange.v1.OpenAccountRequest\x1a*.countinghouse.exchange.v1.AccountResponse\x12]\n" +
 	"\aDeposit\x12&.countinghouse.exchange.v1.CashRequest\x1a*.countinghouse.exchange.v1.AccountResponse\x12^\n" +
 	"\bWithdraw\x12&.countinghouse.exchange.v1.CashRequest\x1a*.countinghouse.exchange.v1.AccountResponse\x12`\n" +
-	"\aAccount\x12).countinghouse.exchange.v1.AccountRequest\x1a*.countinghouse.exchange.v1.AccountResponse2\x9d\x02\n" +
+	"\aAccount\x12).countinghouse.exchange.v1.AccountRequest\x1a*.countinghouse.exchange.v1.AccountResponse\x12f\n" +
+	"\tCloseOuts\x12+.countinghouse.exchange.v1.CloseOutsRequest\x1a,.countinghouse.exchange.v1.CloseOutsResponse2\x9d\x02\n" +
 	"\aControl\x12W\n" +
 	"\x04Halt\x12&.countinghouse.exchange.v1.HaltRequest\x1a'.countinghouse.exchange.v1.HaltResponse\x12]\n" +
 	"\x06Settle\x12(.countinghouse.exchange.v1.SettleRequest\x1a).countinghouse.exchange.v1.SettleResponse\x12Z\n" +
@@ -3092,7 +3275,7 @@ func file_exchange_exchangepb_exchange_proto_rawDescGZIP() []byte {
 }
 
 var file_exchange_exchangepb_exchange_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_exchange_exchangepb_exchange_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_exchange_exchangepb_exchange_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_exchange_exchangepb_exchange_proto_goTypes = []any{
 	(Side)(0),                   // 0: countinghouse.exchange.v1.Side
 	(Offset)(0),                 // 1: countinghouse.exchange.v1.Offset
@@ -3126,13 +3309,16 @@ var file_exchange_exchangepb_exchange_proto_goTypes = []any{
 	(*AccountRequest)(nil),      // 29: countinghouse.exchange.v1.AccountRequest
 	(*Position)(nil),            // 30: countinghouse.exchange.v1.Position
 	(*AccountResponse)(nil),     // 31: countinghouse.exchange.v1.AccountResponse
-	(*HaltRequest)(nil),         // 32: countinghouse.exchange.v1.HaltRequest
-	(*HaltResponse)(nil),        // 33: countinghouse.exchange.v1.HaltResponse
-	(*SettleRequest)(nil),       // 34: countinghouse.exchange.v1.SettleRequest
-	(*SettleResponse)(nil),      // 35: countinghouse.exchange.v1.SettleResponse
-	(*StateRequest)(nil),        // 36: countinghouse.exchange.v1.StateRequest
-	(*StateResponse)(nil),       // 37: countinghouse.exchange.v1.StateResponse
-	nil,                         // 38: countinghouse.exchange.v1.SettleRequest.PricesEntry
+	(*CloseOutsRequest)(nil),    // 32: countinghouse.exchange.v1.CloseOutsRequest
+	(*CloseOut)(nil),            // 33: countinghouse.exchange.v1.CloseOut
+	(*CloseOutsResponse)(nil),   // 34: countinghouse.exchange.v1.CloseOutsResponse
+	(*HaltRequest)(nil),         // 35: countinghouse.exchange.v1.HaltRequest
+	(*HaltResponse)(nil),        // 36: countinghouse.exchange.v1.HaltResponse
+	(*SettleRequest)(nil),       // 37: countinghouse.exchange.v1.SettleRequest
+	(*SettleResponse)(nil),      // 38: countinghouse.exchange.v1.SettleResponse
+	(*StateRequest)(nil),        // 39: countinghouse.exchange.v1.StateRequest
+	(*StateResponse)(nil),       // 40: countinghouse.exchange.v1.StateResponse
+	nil,                         // 41: countinghouse.exchange.v1.SettleRequest.PricesEntry
 }
 var file_exchange_exchangepb_exchange_proto_depIdxs = []int32{
 	0,  // 0: countinghouse.exchange.v1.SubmitRequest.side:type_name -> countinghouse.exchange.v1.Side
@@ -3164,44 +3350,47 @@ var file_exchange_exchangepb_exchange_proto_depIdxs = []int32{
 	3,  // 26: countinghouse.exchange.v1.OrderEvent.time_in_force:type_name -> countinghouse.exchange.v1.TimeInForce
 	6,  // 27: countinghouse.exchange.v1.OrderEvent.cancel_reason:type_name -> countinghouse.exchange.v1.CancelReason
 	30, // 28: countinghouse.exchange.v1.AccountResponse.positions:type_name -> countinghouse.exchange.v1.Position
-	38, // 29: countinghouse.exchange.v1.SettleRequest.prices:type_name -> countinghouse.exchange.v1.SettleRequest.PricesEntry
-	7,  // 30: countinghouse.exchange.v1.OrderEntry.Submit:input_type -> countinghouse.exchange.v1.SubmitRequest
-	8,  // 31: countinghouse.exchange.v1.OrderEntry.Cancel:input_type -> countinghouse.exchange.v1.CancelRequest
-	9,  // 32: countinghouse.exchange.v1.OrderEntry.Amend:input_type -> countinghouse.exchange.v1.AmendRequest
-	15, // 33: countinghouse.exchange.v1.OrderEntry.Session:input_type -> countinghouse.exchange.v1.SessionRequest
-	11, // 34: countinghouse.exchange.v1.OrderEntry.LiveOrders:input_type -> countinghouse.exchange.v1.LiveOrdersRequest
-	17, // 35: countinghouse.exchange.v1.MarketData.Instruments:input_type -> countinghouse.exchange.v1.InstrumentsRequest
-	20, // 36: countinghouse.exchange.v1.MarketData.Book:input_type -> countinghouse.exchange.v1.BookRequest
-	20, // 37: countinghouse.exchange.v1.MarketData.Books:input_type -> countinghouse.exchange.v1.BookRequest
-	24, // 38: countinghouse.exchange.v1.MarketData.Executions:input_type -> countinghouse.exchange.v1.ExecutionsRequest
-	27, // 39: countinghouse.exchange.v1.Accounts.OpenAccount:input_type -> countinghouse.exchange.v1.OpenAccountRequest
-	28, // 40: countinghouse.exchange.v1.Accounts.Deposit:input_type -> countinghouse.exchange.v1.CashRequest
-	28, // 41: countinghouse.exchange.v1.Accounts.Withdraw:input_type -> countinghouse.exchange.v1.CashRequest
-	29, // 42: countinghouse.exchange.v1.Accounts.Account:input_type -> countinghouse.exchange.v1.AccountRequest
-	32, // 43: countinghouse.exchange.v1.Control.Halt:input_type -> countinghouse.exchange.v1.HaltRequest
-	34, // 44: countinghouse.exchange.v1.Control.Settle:input_type -> countinghouse.exchange.v1.SettleRequest
-	36, // 45: countinghouse.exchange.v1.Control.State:input_type -> countinghouse.exchange.v1.StateRequest
-	10, // 46: countinghouse.exchange.v1.OrderEntry.Submit:output_type -> countinghouse.exchange.v1.OrderResponse
-	10, // 47: countinghouse.exchange.v1.OrderEntry.Cancel:output_type -> countinghouse.exchange.v1.OrderResponse
-	10, // 48: countinghouse.exchange.v1.OrderEntry.Amend:output_type -> countinghouse.exchange.v1.OrderResponse
-	16, // 49: countinghouse.exchange.v1.OrderEntry.Session:output_type -> countinghouse.exchange.v1.SessionResponse
-	13, // 50: countinghouse.exchange.v1.OrderEntry.LiveOrders:output_type -> countinghouse.exchange.v1.LiveOrdersResponse
-	19, // 51: countinghouse.exchange.v1.MarketData.Instruments:output_type -> countinghouse.exchange.v1.InstrumentsResponse
-	22, // 52: countinghouse.exchange.v1.MarketData.Book:output_type -> countinghouse.exchange.v1.BookSnapshot
-	23, // 53: countinghouse.exchange.v1.MarketData.Books:output_type -> countinghouse.exchange.v1.BookUpdate
-	25, // 54: countinghouse.exchange.v1.MarketData.Executions:output_type -> countinghouse.exchange.v1.Execution
-	31, // 55: countinghouse.exchange.v1.Accounts.OpenAccount:output_type -> countinghouse.exchange.v1.AccountResponse
-	31, // 56: countinghouse.exchange.v1.Accounts.Deposit:output_type -> countinghouse.exchange.v1.AccountResponse
-	31, // 57: countinghouse.exchange.v1.Accounts.Withdraw:output_type -> countinghouse.exchange.v1.AccountResponse
-	31, // 58: countinghouse.exchange.v1.Accounts.Account:output_type -> countinghouse.exchange.v1.AccountResponse
-	33, // 59: countinghouse.exchange.v1.Control.Halt:output_type -> countinghouse.exchange.v1.HaltResponse
-	35, // 60: countinghouse.exchange.v1.Control.Settle:output_type -> countinghouse.exchange.v1.SettleResponse
-	37, // 61: countinghouse.exchange.v1.Control.State:output_type -> countinghouse.exchange.v1.StateResponse
-	46, // [46:62] is the sub-list for method output_type
-	30, // [30:46] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	33, // 29: countinghouse.exchange.v1.CloseOutsResponse.accounts:type_name -> countinghouse.exchange.v1.CloseOut
+	41, // 30: countinghouse.exchange.v1.SettleRequest.prices:type_name -> countinghouse.exchange.v1.SettleRequest.PricesEntry
+	7,  // 31: countinghouse.exchange.v1.OrderEntry.Submit:input_type -> countinghouse.exchange.v1.SubmitRequest
+	8,  // 32: countinghouse.exchange.v1.OrderEntry.Cancel:input_type -> countinghouse.exchange.v1.CancelRequest
+	9,  // 33: countinghouse.exchange.v1.OrderEntry.Amend:input_type -> countinghouse.exchange.v1.AmendRequest
+	15, // 34: countinghouse.exchange.v1.OrderEntry.Session:input_type -> countinghouse.exchange.v1.SessionRequest
+	11, // 35: countinghouse.exchange.v1.OrderEntry.LiveOrders:input_type -> countinghouse.exchange.v1.LiveOrdersRequest
+	17, // 36: countinghouse.exchange.v1.MarketData.Instruments:input_type -> countinghouse.exchange.v1.InstrumentsRequest
+	20, // 37: countinghouse.exchange.v1.MarketData.Book:input_type -> countinghouse.exchange.v1.BookRequest
+	20, // 38: countinghouse.exchange.v1.MarketData.Books:input_type -> countinghouse.exchange.v1.BookRequest
+	24, // 39: countinghouse.exchange.v1.MarketData.Executions:input_type -> countinghouse.exchange.v1.ExecutionsRequest
+	27, // 40: countinghouse.exchange.v1.Accounts.OpenAccount:input_type -> countinghouse.exchange.v1.OpenAccountRequest
+	28, // 41: countinghouse.exchange.v1.Accounts.Deposit:input_type -> countinghouse.exchange.v1.CashRequest
+	28, // 42: countinghouse.exchange.v1.Accounts.Withdraw:input_type -> countinghouse.exchange.v1.CashRequest
+	29, // 43: countinghouse.exchange.v1.Accounts.Account:input_type -> countinghouse.exchange.v1.AccountRequest
+	32, // 44: countinghouse.exchange.v1.Accounts.CloseOuts:input_type -> countinghouse.exchange.v1.CloseOutsRequest
+	35, // 45: countinghouse.exchange.v1.Control.Halt:input_type -> countinghouse.exchange.v1.HaltRequest
+	37, // 46: countinghouse.exchange.v1.Control.Settle:input_type -> countinghouse.exchange.v1.SettleRequest
+	39, // 47: countinghouse.exchange.v1.Control.State:input_type -> countinghouse.exchange.v1.StateRequest
+	10, // 48: countinghouse.exchange.v1.OrderEntry.Submit:output_type -> countinghouse.exchange.v1.OrderResponse
+	10, // 49: countinghouse.exchange.v1.OrderEntry.Cancel:output_type -> countinghouse.exchange.v1.OrderResponse
+	10, // 50: countinghouse.exchange.v1.OrderEntry.Amend:output_type -> countinghouse.exchange.v1.OrderResponse
+	16, // 51: countinghouse.exchange.v1.OrderEntry.Session:output_type -> countinghouse.exchange.v1.SessionResponse
+	13, // 52: countinghouse.exchange.v1.OrderEntry.LiveOrders:output_type -> countinghouse.exchange.v1.LiveOrdersResponse
+	19, // 53: countinghouse.exchange.v1.MarketData.Instruments:output_type -> countinghouse.exchange.v1.InstrumentsResponse
+	22, // 54: countinghouse.exchange.v1.MarketData.Book:output_type -> countinghouse.exchange.v1.BookSnapshot
+	23, // 55: countinghouse.exchange.v1.MarketData.Books:output_type -> countinghouse.exchange.v1.BookUpdate
+	25, // 56: countinghouse.exchange.v1.MarketData.Executions:output_type -> countinghouse.exchange.v1.Execution
+	31, // 57: countinghouse.exchange.v1.Accounts.OpenAccount:output_type -> countinghouse.exchange.v1.AccountResponse
+	31, // 58: countinghouse.exchange.v1.Accounts.Deposit:output_type -> countinghouse.exchange.v1.AccountResponse
+	31, // 59: countinghouse.exchange.v1.Accounts.Withdraw:output_type -> countinghouse.exchange.v1.AccountResponse
+	31, // 60: countinghouse.exchange.v1.Accounts.Account:output_type -> countinghouse.exchange.v1.AccountResponse
+	34, // 61: countinghouse.exchange.v1.Accounts.CloseOuts:output_type -> countinghouse.exchange.v1.CloseOutsResponse
+	36, // 62: countinghouse.exchange.v1.Control.Halt:output_type -> countinghouse.exchange.v1.HaltResponse
+	38, // 63: countinghouse.exchange.v1.Control.Settle:output_type -> countinghouse.exchange.v1.SettleResponse
+	40, // 64: countinghouse.exchange.v1.Control.State:output_type -> countinghouse.exchange.v1.StateResponse
+	48, // [48:65] is the sub-list for method output_type
+	31, // [31:48] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_exchange_exchangepb_exchange_proto_init() }
@@ -3220,7 +3409,7 @@ func file_exchange_exchangepb_exchange_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_exchange_exchangepb_exchange_proto_rawDesc), len(file_exchange_exchangepb_exchange_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   32,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -533,6 +533,7 @@ const (
 	Accounts_Deposit_FullMethodName     = "/countinghouse.exchange.v1.Accounts/Deposit"
 	Accounts_Withdraw_FullMethodName    = "/countinghouse.exchange.v1.Accounts/Withdraw"
 	Accounts_Account_FullMethodName     = "/countinghouse.exchange.v1.Accounts/Account"
+	Accounts_CloseOuts_FullMethodName   = "/countinghouse.exchange.v1.Accounts/CloseOuts"
 )
 
 // AccountsClient is the client API for Accounts service.
@@ -545,6 +546,9 @@ type AccountsClient interface {
 	Deposit(ctx context.Context, in *CashRequest, opts ...grpc.CallOption) (*AccountResponse, error)
 	Withdraw(ctx context.Context, in *CashRequest, opts ...grpc.CallOption) (*AccountResponse, error)
 	Account(ctx context.Context, in *AccountRequest, opts ...grpc.CallOption) (*AccountResponse, error)
+	// CloseOuts lists the accounts that must be closed out: those whose available
+	// funds are below zero now.
+	CloseOuts(ctx context.Context, in *CloseOutsRequest, opts ...grpc.CallOption) (*CloseOutsResponse, error)
 }
 
 type accountsClient struct {
@@ -595,6 +599,16 @@ func (c *accountsClient) Account(ctx context.Context, in *AccountRequest, opts .
 	return out, nil
 }
 
+func (c *accountsClient) CloseOuts(ctx context.Context, in *CloseOutsRequest, opts ...grpc.CallOption) (*CloseOutsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CloseOutsResponse)
+	err := c.cc.Invoke(ctx, Accounts_CloseOuts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AccountsServer is the server API for Accounts service.
 // All implementations must embed UnimplementedAccountsServer
 // for forward compatibility.
@@ -605,6 +619,9 @@ type AccountsServer interface {
 	Deposit(context.Context, *CashRequest) (*AccountResponse, error)
 	Withdraw(context.Context, *CashRequest) (*AccountResponse, error)
 	Account(context.Context, *AccountRequest) (*AccountResponse, error)
+	// CloseOuts lists the accounts that must be closed out: those whose available
+	// funds are below zero now.
+	CloseOuts(context.Context, *CloseOutsRequest) (*CloseOutsResponse, error)
 	mustEmbedUnimplementedAccountsServer()
 }
 
@@ -626,6 +643,9 @@ func (UnimplementedAccountsServer) Withdraw(context.Context, *CashRequest) (*Acc
 }
 func (UnimplementedAccountsServer) Account(context.Context, *AccountRequest) (*AccountResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Account not implemented")
+}
+func (UnimplementedAccountsServer) CloseOuts(context.Context, *CloseOutsRequest) (*CloseOutsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CloseOuts not implemented")
 }
 func (UnimplementedAccountsServer) mustEmbedUnimplementedAccountsServer() {}
 func (UnimplementedAccountsServer) testEmbeddedByValue()                  {}
@@ -720,6 +740,24 @@ func _Accounts_Account_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Accounts_CloseOuts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CloseOutsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccountsServer).CloseOuts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Accounts_CloseOuts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccountsServer).CloseOuts(ctx, req.(*CloseOutsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Accounts_ServiceDesc is the grpc.ServiceDesc for Accounts service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -742,6 +780,10 @@ var Accounts_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Account",
 			Handler:    _Accounts_Account_Handler,
+		},
+		{
+			MethodName: "CloseOuts",
+			Handler:    _Accounts_CloseOuts_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -41,6 +41,31 @@ func (a *accounts) Account(_ context.Context, r *pb.AccountRequest) (*pb.Account
 	return account(&view), nil
 }
 
+const (
+	closeOutsDefault = 1000
+	closeOutsMax     = 10_000
+)
+
+// CloseOuts lists the accounts that must be closed out.
+func (a *accounts) CloseOuts(_ context.Context, r *pb.CloseOutsRequest) (*pb.CloseOutsResponse, error) {
+	limit := int(r.Limit)
+	if limit == 0 {
+		limit = closeOutsDefault
+	}
+	if limit > closeOutsMax {
+		return nil, invalid("limit", "%d; use up to %d, or 0 for %d", r.Limit, closeOutsMax, closeOutsDefault)
+	}
+	list, more, ok := a.x.Router().CloseOuts(r.AfterAccount, limit)
+	if !ok {
+		return nil, a.unknownAccount(r.AfterAccount)
+	}
+	out := &pb.CloseOutsResponse{More: more}
+	for _, c := range list {
+		out.Accounts = append(out.Accounts, &pb.CloseOut{Account: c.ID, Available: c.Available})
+	}
+	return out, nil
+}
+
 // answer states the account after a request, with the number of its record.
 func (a *accounts) answer(id uint64, res core.Receipt) (*pb.AccountResponse, error) {
 	if err := refusal(res.Reason, fmt.Sprintf("account %d", id)); err != nil {
@@ -111,7 +136,7 @@ func (c *control) Settle(_ context.Context, r *pb.SettleRequest) (*pb.SettleResp
 	if err := refusal(res.Reason, res.Detail); err != nil {
 		return nil, err
 	}
-	return &pb.SettleResponse{CloseOut: res.CloseOut, OrdersCanceled: uint64(res.OrdersCanceled)}, nil
+	return &pb.SettleResponse{CloseOut: res.CloseOut, OrdersCanceled: uint64(res.OrdersCanceled), UpdatesSkipped: uint64(res.UpdatesSkipped)}, nil
 }
 
 // State returns the hash of everything, and how far records have come.
