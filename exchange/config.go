@@ -37,9 +37,10 @@ type Config struct {
 	// SegmentRecords is the capacity of one of the outbox's files, a multiple
 	// of 32, fixed when the outbox is created. Default 65536.
 	SegmentRecords int
-	// Policy says what happens when the quota is used up. Default: Reject. With
-	// Drop, what was dropped is in no replay: the next start has the state that
-	// the other records lead to, or is refused because they contradict each other.
+	// Policy says what happens when the quota is used up. Default: Reject. Drop
+	// gives up rebuild and restart; it is for simulators. Once a record was
+	// dropped, what outbox and stores hold is a part of the history, which is
+	// noted in the state file, and the next start is refused with ErrDropped.
 	Policy gateway.Policy
 	// HeadroomRecords is the part of the quota that orders leave to cancels,
 	// money and control. Default 4096, or half of SegmentRecords if that is

@@ -30,6 +30,9 @@ var (
 	// ErrTerms means that an instrument's tick, or what a tick is worth, is not
 	// what it was listed with.
 	ErrTerms = errors.New("instrument was listed with other terms")
+	// ErrDropped means that records were dropped under the policy Drop, so that
+	// nothing can be rebuilt from what is left.
+	ErrDropped = errors.New("records were dropped")
 	// ErrClosed means that the exchange was closed.
 	ErrClosed = errors.New("exchange is closed")
 )
@@ -72,6 +75,9 @@ func Open(ctx context.Context, config Config) (*Exchange, error) {
 	x := &Exchange{config: config, client: c, failed: make(chan struct{})}
 	x.alive, x.end = context.WithCancel(context.Background())
 	if x.known, err = loadState(config.OutboxDir, config.Shards.Cluster); err == nil {
+		err = x.known.whole(config.OutboxDir)
+	}
+	if err == nil {
 		r := &recovery{Exchange: x}
 		err = r.run(ctx)
 	}
@@ -215,9 +221,12 @@ func (x *Exchange) close() (out Closed, err error) {
 	stop()
 	x.end()
 	x.background.Wait()
-	if ex != nil {
+	switch {
+	case ex != nil:
 		out.State = ex.State()
 		err = x.note(out.State)
+	case x.lost() > x.known.Dropped:
+		x.noteDrops()
 	}
 	return out, errors.Join(err, x.release())
 }
@@ -242,7 +251,7 @@ func (x *Exchange) Stats() Stats {
 // will not be in a replay: then none is known.
 func (x *Exchange) note(s core.State) error {
 	x.known.Global, x.known.Hash = s.Global, s.Hash()
-	if x.lost() > 0 {
+	if x.known.Dropped = x.lost(); x.known.Dropped > 0 {
 		x.known.Global, x.known.Hash = 0, ""
 	}
 	x.known.Time = time.Now().UTC()
@@ -252,26 +261,63 @@ func (x *Exchange) note(s core.State) error {
 // stateShare is the part of the time that taking states may cost: one in this many.
 const stateShare = 1000
 
-// keepState notes the state from time to time.
+// keepState notes the state from time to time, and at once that records are
+// being dropped.
 func (x *Exchange) keepState() {
-	pause := x.config.StateEvery
-	for pause > 0 {
-		timer := time.NewTimer(pause)
+	var due, look <-chan time.Time
+	if x.config.StateEvery > 0 {
+		due = time.After(x.config.StateEvery)
+	}
+	if x.config.Policy == gateway.Drop {
+		t := time.NewTicker(dropLookEvery)
+		defer t.Stop()
+		look = t.C
+	}
+	for {
 		select {
 		case <-x.alive.Done():
-			timer.Stop()
 			return
-		case <-timer.C:
+		case <-look:
+			if x.lost() > 0 {
+				look = nil
+				x.noteDrops()
+			}
+		case <-due:
+			pause, ok := x.noteState()
+			if !ok {
+				return
+			}
+			due = time.After(pause)
 		}
-		began := time.Now()
-		s, ok := x.router.State()
-		if !ok {
-			return
-		}
-		pause = max(x.config.StateEvery, stateShare*time.Since(began))
-		if err := x.note(s); err != nil {
-			x.config.Log.Warn("the state was not noted", "error", err)
-		}
+	}
+}
+
+// noteState notes the state, and returns when to do so again; false when there
+// is none any more.
+func (x *Exchange) noteState() (pause time.Duration, ok bool) {
+	began := time.Now()
+	s, ok := x.router.State()
+	if !ok {
+		return 0, false
+	}
+	pause = max(x.config.StateEvery, stateShare*time.Since(began))
+	if err := x.note(s); err != nil {
+		x.config.Log.Warn("the state was not noted", "error", err)
+	}
+	return pause, true
+}
+
+// dropLookEvery is how often the policy Drop is looked after: a process that is
+// killed sooner after its first drop leaves no note of it.
+const dropLookEvery = 10 * time.Millisecond
+
+// noteDrops notes that this outbox holds a part of the history only.
+func (x *Exchange) noteDrops() {
+	x.known.Dropped = x.lost()
+	x.known.Global, x.known.Hash = 0, ""
+	x.config.Log.Warn("the outbox is full and records are dropped; the exchange can not be restarted or rebuilt any more", "dropped", x.known.Dropped)
+	if err := x.known.store(); err != nil {
+		x.config.Log.Error("it was not noted that records are dropped", "error", err)
 	}
 }
 

@@ -3,7 +3,10 @@ package exchange
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -215,8 +218,9 @@ func TestStartBeforeEverythingIsDelivered(t *testing.T) {
 	mustRebuild(t, storage.Map(), closed.State)
 }
 
-// With the policy Drop orders go on when the quota is used up, what is lost is
-// counted, and no state is noted that a replay could not lead to.
+// With the policy Drop orders go on when the quota is used up, and what is lost
+// is counted and noted, at once and at the end. The next start is refused, until
+// it is one from nothing.
 func TestDropPolicy(t *testing.T) {
 	config := storageless(testConfig(t, noStorage()))
 	config.Policy = gateway.Drop
@@ -233,12 +237,38 @@ func TestDropPolicy(t *testing.T) {
 	if n := x.Router().Refused(risk.BacklogFull); n != 0 {
 		t.Errorf("%d requests were refused as backlog-full", n)
 	}
+	noted := func() *knownState {
+		t.Helper()
+		known, err := loadState(config.OutboxDir, "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return known
+	}
+	for deadline := time.Now().Add(20 * time.Second); noted().Dropped == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the drops are not noted while the exchange runs")
+		}
+	}
+	trade(x, rng, 100)
+	lost := x.Stats().Subscriber.Lost
 	if _, err := x.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if known, err := loadState(config.OutboxDir, "test"); err != nil || known.Global != 0 {
-		t.Errorf("noted: %+v, %v", known, err)
+	if known := noted(); known.Global != 0 || known.Hash != "" || known.Dropped != lost {
+		t.Errorf("noted: %+v, want %d dropped", known, lost)
 	}
+	config.Policy = gateway.Reject
+	_, err := Open(t.Context(), config)
+	for _, word := range []string{fmt.Sprint(lost), config.OutboxDir, "empty outbox", "empty cluster"} {
+		if !errors.Is(err, ErrDropped) || !strings.Contains(err.Error(), word) {
+			t.Errorf("restart: %v, want ErrDropped with %q", err, word)
+		}
+	}
+	if err := errors.Join(os.RemoveAll(config.OutboxDir), os.Remove(statePath(config.OutboxDir))); err != nil {
+		t.Fatal(err)
+	}
+	open(t, config)
 }
 
 func TestClosedExchange(t *testing.T) {

@@ -25,6 +25,9 @@ type knownState struct {
 	// NeedsStores is set from the first start after the machine went down until
 	// one has compared outbox and stores: what the outbox lost only they know.
 	NeedsStores bool `json:"needs_stores,omitempty"`
+	// Dropped is how many records the policy Drop has cost, as last noted. Above
+	// zero, what outbox and stores hold is no whole history any more.
+	Dropped uint64 `json:"dropped,omitempty"`
 
 	path    string
 	checked bool
@@ -56,6 +59,17 @@ func loadState(outboxDir, cluster string) (*knownState, error) {
 		return nil, fmt.Errorf("state file %s: belongs to cluster %q, this is %q: name another outbox directory", s.path, read.Cluster, cluster)
 	}
 	return &read, nil
+}
+
+// whole reports a history that records were dropped from, which no start can
+// replay.
+func (s *knownState) whole(outboxDir string) error {
+	if s.Dropped == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s notes that %d records or more were dropped under the policy drop: outbox and shards hold a part of the history, "+
+		"from which the exchange can be neither restarted nor rebuilt; start anew with an empty outbox and an empty cluster: "+
+		"remove %s and %s and the shards' data", ErrDropped, s.path, s.Dropped, outboxDir, s.path)
 }
 
 // store replaces the state file: either the old or the new one is there, whole,

@@ -101,7 +101,7 @@ func (f *flags) bind(cmd *cobra.Command) {
 	fs.StringVar(&f.listen, "listen", "127.0.0.1:0", "host:port to serve on; port 0 takes a free one")
 	fs.StringVar(&f.metricsListen, "metrics-listen", "", "host:port to serve Prometheus metrics on, at /metrics (default: none)")
 	fs.StringVar(&f.quota, "quota", "1GiB", "bound of the outbox's files, in bytes or with KiB, MiB, GiB or TiB")
-	fs.StringVar(&f.policy, "policy", gateway.Reject.String(), "when the quota is used up: reject orders, or drop their records")
+	fs.StringVar(&f.policy, "policy", gateway.Reject.String(), "when the quota is used up: reject orders, or drop their records; drop gives up rebuild and restart, it is for simulators")
 	fs.IntVar(&f.segmentRecords, "segment-records", 0, "records in one file of the outbox, a multiple of 32, fixed at its creation (default 65536)")
 	fs.IntVar(&f.headroomRecords, "headroom-records", 0, "part of the quota that orders leave to cancels, money and control (default 4096)")
 	fs.StringVar(&f.preset, "preset", "default", "delivery settings: default (100 records, 10ms) or production (1000 records, 5ms)")

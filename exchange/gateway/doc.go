@@ -12,5 +12,6 @@
 // Begin asks for the worst case, so that a command is refused before it has any
 // effect or carried out in full. With the policy Drop nothing is refused:
 // transactions that do not fit are not numbered and only counted, as a bounded
-// channel would do; the store then lacks them and a rebuilt exchange differs.
+// channel would do. The store then holds a cancel of an order that it lacks, or
+// the like: Drop gives up rebuild and restart, and is for simulators.
 package gateway

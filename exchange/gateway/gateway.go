@@ -13,7 +13,7 @@ type Policy uint8
 // The policies.
 const (
 	Reject Policy = iota // the command is refused before it has any effect
-	Drop                 // the command is carried out, its records are counted and lost
+	Drop                 // the command is carried out, its records are counted and lost: no rebuild and no restart from then on
 )
 
 // ParsePolicy returns the policy named "reject" or "drop".
