@@ -160,6 +160,9 @@ func (c *Config) complete() error {
 // is being written. A transaction and the headroom must fit in them.
 const aheadSegments = 2
 
+// readyRecords is how many records fit at once, at the least: what lies ready.
+func (c *Config) readyRecords() int { return aheadSegments * c.segmentRecords() }
+
 // segmentRecords returns the size of the outbox's files; the real one, if the
 // outbox was created with another, is not known before it is opened.
 func (c *Config) segmentRecords() int {
@@ -188,6 +191,9 @@ func (c *Config) check() error {
 		return fmt.Errorf("QuotaBytes: %d is negative", c.QuotaBytes)
 	case c.SegmentRecords < 0:
 		return fmt.Errorf("SegmentRecords: %d is negative", c.SegmentRecords)
+	case len(c.Instruments.Instruments) > c.readyRecords():
+		return fmt.Errorf("SegmentRecords: %d: a settlement writes a record for each of %d instruments at once, which must fit into %d files: use at least %d",
+			c.segmentRecords(), len(c.Instruments.Instruments), aheadSegments, (len(c.Instruments.Instruments)+aheadSegments-1)/aheadSegments)
 	case c.HeadroomRecords > c.segmentRecords():
 		return fmt.Errorf("HeadroomRecords: %d is more than the %d records of one of the outbox's files", c.HeadroomRecords, c.segmentRecords())
 	case c.Policy != gateway.Reject && c.Policy != gateway.Drop:

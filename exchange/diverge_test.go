@@ -354,12 +354,18 @@ func TestConfigIsChecked(t *testing.T) {
 		"quota":       {func(c *Config) { c.QuotaBytes = -1 }, []string{"QuotaBytes"}},
 		"small quota": {func(c *Config) { c.QuotaBytes = 1 }, []string{"QuotaBytes", "use at least"}},
 		"segment":     {func(c *Config) { c.SegmentRecords = 33 }, []string{"SegmentRecords"}},
-		"headroom":    {func(c *Config) { c.HeadroomRecords = 1 << 20 }, []string{"HeadroomRecords"}},
-		"policy":      {func(c *Config) { c.Policy = gateway.Policy(9) }, []string{"Policy"}},
-		"batch":       {func(c *Config) { c.Delivery.BatchRecords = record.MaxBatchRecords + 1 }, []string{"Delivery.BatchRecords", "8192"}},
-		"linger":      {func(c *Config) { c.Delivery.Linger = -1 }, []string{"Delivery.Linger"}},
-		"window":      {func(c *Config) { c.Delivery.WindowBatches = 1 << 20 }, []string{"Delivery.WindowBatches"}},
-		"wait":        {func(c *Config) { c.StorageWait = -1 }, []string{"StorageWait"}},
+		"instruments": {func(c *Config) {
+			c.SegmentRecords = 32
+			for range 63 {
+				c.Instruments.Instruments = append(c.Instruments.Instruments, c.Instruments.Instruments[0])
+			}
+		}, []string{"SegmentRecords", "settlement", "use at least 33"}},
+		"headroom": {func(c *Config) { c.HeadroomRecords = 1 << 20 }, []string{"HeadroomRecords"}},
+		"policy":   {func(c *Config) { c.Policy = gateway.Policy(9) }, []string{"Policy"}},
+		"batch":    {func(c *Config) { c.Delivery.BatchRecords = record.MaxBatchRecords + 1 }, []string{"Delivery.BatchRecords", "8192"}},
+		"linger":   {func(c *Config) { c.Delivery.Linger = -1 }, []string{"Delivery.Linger"}},
+		"window":   {func(c *Config) { c.Delivery.WindowBatches = 1 << 20 }, []string{"Delivery.WindowBatches"}},
+		"wait":     {func(c *Config) { c.StorageWait = -1 }, []string{"StorageWait"}},
 		"parent": {func(c *Config) { c.OutboxDir = filepath.Join(c.OutboxDir, "deep", "er") }, []string{
 			"no such file",
 		}},

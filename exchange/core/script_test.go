@@ -76,13 +76,18 @@ type script struct {
 	now  int64
 }
 
-// narrowSink is a sink in memory whose room a script can set.
+// narrowSink is a sink in memory whose room a script can set: records at once, and
+// the last that fits at all, 0 for no such bound.
 type narrowSink struct {
 	*gateway.Memory
 	room int
+	last uint64
 }
 
-func (s *narrowSink) Reserve(n int) bool { return n <= s.room && s.Memory.Reserve(n) }
+// Reserve reports whether there is room for n records at once.
+func (s *narrowSink) Reserve(n int) bool {
+	return n <= s.room && (s.last == 0 || s.Published()+uint64(n) <= s.last) && s.Memory.Reserve(n)
+}
 
 func newScript(t *testing.T) *script {
 	sink := &narrowSink{Memory: gateway.NewMemory(1<<14, 0), room: 1 << 14}
@@ -115,6 +120,9 @@ func (s *script) run(f []string) string {
 		answer = s.settle(f)
 	case "room":
 		s.sink.room = num[int](s.t, f[1])
+		return ""
+	case "left":
+		s.sink.last = s.sink.Published() + num[uint64](s.t, f[1])
 		return ""
 	case "state":
 		return s.state(f[1:])

@@ -11,7 +11,8 @@ import (
 )
 
 // settleChunk bounds the records of one transaction of a settlement but for the
-// one that settles, which has a record for every instrument.
+// one that settles, which has a record for every instrument. It is less where
+// the outbox has no room for so many at once.
 const settleChunk = 256
 
 // SettlementPrice is one instrument's settlement price.
@@ -37,7 +38,7 @@ type Settled struct {
 // sets the next day's limits. prices names every listed instrument once; day is
 // yyyymmdd and above the day settled last.
 //
-// When the outbox has no room, Settle stops with BacklogFull before positions
+// When the outbox has no room at all, Settle stops with BacklogFull before positions
 // are marked; orders that were cancelled until then stay cancelled, and the
 // call can be repeated.
 func (e *Exchange) Settle(now int64, day uint32, prices []SettlementPrice) Settled {
@@ -100,21 +101,27 @@ func validDay(day uint32) bool {
 	return err == nil
 }
 
+// portion returns how many of want records the next transaction shall have: up
+// to settleChunk, by halves down to what there is room for, and at least one.
+func (e *Exchange) portion(want int) int {
+	n := min(want, settleChunk)
+	for n > 1 && !e.gw.HasRoom(n, gateway.Urgent) {
+		n /= 2
+	}
+	return n
+}
+
 // cancelAll takes all orders off all books, in the order of the markets, buyers
 // first, by priority. ok is false when the outbox had no room for all.
 func (e *Exchange) cancelAll(now int64) (canceled int, ok bool) {
 	chunk := make([]*order.Order, 0, settleChunk)
 	for _, m := range e.markets {
 		for _, side := range []record.Side{record.Buy, record.Sell} {
-			for chunk = m.first(side, chunk[:0]); len(chunk) > 0; chunk = m.first(side, chunk[:0]) {
-				if !e.gw.Begin(len(chunk), gateway.Urgent) {
+			for left := m.book.Orders(side); left > 0; left = m.book.Orders(side) {
+				chunk = m.first(side, e.portion(left), chunk[:0])
+				if !e.cancelChunk(now, m, chunk) {
 					return canceled, false
 				}
-				for _, o := range chunk {
-					e.cancel(now, m, o, record.CancelEndOfDay)
-				}
-				e.gw.End()
-				e.announce(m)
 				canceled += len(chunk)
 			}
 		}
@@ -122,14 +129,24 @@ func (e *Exchange) cancelAll(now int64) (canceled int, ok bool) {
 	return canceled, true
 }
 
-// first appends the first orders of one side to dst, up to its capacity.
-func (m *market) first(side record.Side, dst []*order.Order) []*order.Order {
+// cancelChunk cancels orders in one transaction; false when there is no room.
+func (e *Exchange) cancelChunk(now int64, m *market, chunk []*order.Order) bool {
+	if !e.gw.Begin(len(chunk), gateway.Urgent) {
+		return false
+	}
+	for _, o := range chunk {
+		e.cancel(now, m, o, record.CancelEndOfDay)
+	}
+	e.gw.End()
+	e.announce(m)
+	return true
+}
+
+// first appends the first n orders of one side to dst.
+func (m *market) first(side record.Side, n int, dst []*order.Order) []*order.Order {
 	m.book.Each(side, func(o *order.Order) bool {
-		if len(dst) == cap(dst) {
-			return false
-		}
 		dst = append(dst, o)
-		return true
+		return len(dst) < n
 	})
 	return dst
 }
@@ -160,34 +177,35 @@ func (e *Exchange) settle(m *market, s *gateway.Settlement) {
 // restateAll writes every position that is held, in portions, and returns how
 // many found no room.
 func (e *Exchange) restateAll(now int64) (skipped int) {
+	held := make([]uint32, 0, settleChunk)
 	for _, m := range e.markets {
-		for i, accounts := uint32(0), uint32(e.ledger.Len()); i < accounts; {
-			portion := min(accounts-i, settleChunk)
-			skipped += e.restatePortion(now, m, i, i+portion)
-			i += portion
+		for i := range uint32(e.ledger.Len()) {
+			if e.ledger.Position(m.index, i).Empty() {
+				continue
+			}
+			if held = append(held, i); len(held) == settleChunk {
+				skipped += e.restateChunk(now, m, held)
+				held = held[:0]
+			}
 		}
+		skipped += e.restateChunk(now, m, held)
+		held = held[:0]
 	}
 	return skipped
 }
 
-func (e *Exchange) restatePortion(now int64, m *market, from, to uint32) (skipped int) {
-	held := 0
-	for i := from; i < to; i++ {
-		if !e.ledger.Position(m.index, i).Empty() {
-			held++
+// restateChunk restates accounts in as many transactions as there is room for.
+func (e *Exchange) restateChunk(now int64, m *market, held []uint32) (skipped int) {
+	for len(held) > 0 {
+		n := e.portion(len(held))
+		if !e.gw.Begin(n, gateway.Urgent) {
+			break
 		}
-	}
-	if held == 0 {
-		return 0
-	}
-	if !e.gw.Begin(held, gateway.Urgent) {
-		return held
-	}
-	for i := from; i < to; i++ {
-		if !e.ledger.Position(m.index, i).Empty() {
+		for _, i := range held[:n] {
 			e.ledger.Update(m.index, i, e.gw.Account(&m.stream, now))
 		}
+		e.gw.End()
+		held = held[n:]
 	}
-	e.gw.End()
-	return 0
+	return len(held)
 }

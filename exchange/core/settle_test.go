@@ -76,12 +76,34 @@ func TestSettlementResumes(t *testing.T) {
 	if live.Orders != 150 {
 		t.Fatalf("%d orders rest, want 150 by the position limit", live.Orders)
 	}
-	s.sink.room = 100
-	if r := s.e.Settle(2, 20250102, []SettlementPrice{{x, 1000}}); r.Reason != risk.BacklogFull || r.OrdersCanceled != 0 {
+	s.sink.last = s.sink.Published() + 100
+	if r := s.e.Settle(2, 20250102, []SettlementPrice{{x, 1000}}); r.Reason != risk.BacklogFull || r.OrdersCanceled != 100 {
 		t.Fatalf("%+v", r)
 	}
-	s.sink.room = 1000
-	if r := s.e.Settle(2, 20250102, []SettlementPrice{{x, 1000}}); r.Reason != risk.OK || r.OrdersCanceled != 150 {
+	s.sink.last = 0
+	if r := s.e.Settle(2, 20250102, []SettlementPrice{{x, 1000}}); r.Reason != risk.OK || r.OrdersCanceled != 50 {
+		t.Fatalf("%+v", r)
+	}
+	s.checkReplay()
+}
+
+// A settlement fits itself to an outbox that takes few records at once.
+func TestSettlementThroughSmallSegments(t *testing.T) {
+	s := newScript(t)
+	s.list("X", nil)
+	x := symbol(t, "X")
+	for id := range uint64(300) {
+		s.e.OpenAccount(1, id+1)
+		s.e.Deposit(1, id+1, 1_000_000, 0)
+		side := record.Side(1 + id%2)
+		for range 2 {
+			s.e.Submit(1, &NewOrder{Instrument: x, Account: id + 1, Side: side, Offset: record.Open, Price: 1000, Volume: 1})
+		}
+		s.e.Submit(1, &NewOrder{Instrument: x, Account: id + 1, Side: record.Buy, Offset: record.Open, Price: 950, Volume: 1})
+	}
+	s.sink.room = 64
+	r := s.e.Settle(2, 20250102, []SettlementPrice{{x, 1000}})
+	if r.Reason != risk.OK || r.OrdersCanceled != 300 || r.UpdatesSkipped != 0 {
 		t.Fatalf("%+v", r)
 	}
 	s.checkReplay()
