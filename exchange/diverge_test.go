@@ -375,8 +375,10 @@ func TestConfigIsChecked(t *testing.T) {
 			dir := config.OutboxDir
 			c.change(&config)
 			mustRefuse(t, config, nil, c.words...)
-			if _, err := os.Stat(statePath(dir)); err == nil {
-				t.Error("a state file was written")
+			for _, path := range []string{dir, statePath(dir)} {
+				if _, err := os.Stat(path); err == nil {
+					t.Errorf("%s was created", path)
+				}
 			}
 		})
 	}

@@ -81,6 +81,9 @@ func Open(ctx context.Context, config Config) (*Exchange, error) {
 		r := &recovery{Exchange: x}
 		err = r.run(ctx)
 	}
+	if errors.Is(err, outbox.ErrOptions) {
+		err = fmt.Errorf("%w: %w", ErrConfig, err)
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("exchange %s: %w", config.Shards.Cluster, err), x.release())
 	}

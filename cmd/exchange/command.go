@@ -136,6 +136,7 @@ func (f *flags) config(cmd *cobra.Command, log *slog.Logger) (exchange.Config, e
 		{"instruments", func() error { c.Instruments, err = f.instrumentSet(); return err }},
 		{"quota", func() error { c.QuotaBytes, err = parseBytes(f.quota); return err }},
 		{"policy", func() error { c.Policy, err = gateway.ParsePolicy(f.policy); return err }},
+		{"stop-grace", func() error { return notNegative(f.stopGrace) }},
 		{"preset", func() error { c.Delivery, err = exchange.DeliveryPreset(f.preset); return err }},
 	} {
 		if err := step.set(); err != nil {
@@ -171,6 +172,13 @@ func (f *flags) delivery(cmd *cobra.Command, d *exchange.Delivery) error {
 func required(value string) error {
 	if value == "" {
 		return errors.New("is required")
+	}
+	return nil
+}
+
+func notNegative(d time.Duration) error {
+	if d < 0 {
+		return fmt.Errorf("%v is negative; use 0s for no wait", d)
 	}
 	return nil
 }

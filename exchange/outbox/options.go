@@ -1,6 +1,16 @@
 package outbox
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// ErrOptions means that Options cannot be used; the error names the field.
+// Nothing was created or changed.
+var ErrOptions = errors.New("outbox options")
 
 // Options configure a Writer. The zero value of a field means its default.
 type Options struct {
@@ -35,7 +45,7 @@ type Options struct {
 
 func (o *Options) complete() error {
 	if o.Cluster == "" || len(o.Cluster) > clusterBytes {
-		return fmt.Errorf("outbox: Cluster: %q: use 1 to %d bytes", o.Cluster, clusterBytes)
+		return fmt.Errorf("%w: Cluster: %q: use 1 to %d bytes", ErrOptions, o.Cluster, clusterBytes)
 	}
 	if o.QuotaBytes == 0 {
 		o.QuotaBytes = 1 << 30
@@ -44,11 +54,11 @@ func (o *Options) complete() error {
 		o.AheadSegments = 2
 	}
 	if o.AheadSegments < 1 || o.AheadSegments > 64 {
-		return fmt.Errorf("outbox: AheadSegments: %d: use 1 to 64", o.AheadSegments)
+		return fmt.Errorf("%w: AheadSegments: %d: use 1 to 64", ErrOptions, o.AheadSegments)
 	}
 	for _, name := range o.Cursors {
 		if err := checkCursorName(name); err != nil {
-			return err
+			return fmt.Errorf("%w: Cursors: %w", ErrOptions, err)
 		}
 	}
 	if o.BootID != "" {
@@ -57,6 +67,15 @@ func (o *Options) complete() error {
 	var err error
 	o.BootID, err = bootID()
 	return err
+}
+
+// checkFresh reports options with which no outbox can be created in dir, where
+// there is none yet.
+func (o Options) checkFresh(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, controlName)); !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return o.fit(0)
 }
 
 // fit completes what depends on the segment size, which an existing outbox has
@@ -69,23 +88,23 @@ func (o *Options) fit(existing uint64) error {
 		}
 	}
 	if o.SegmentRecords < 0 {
-		return fmt.Errorf("outbox: SegmentRecords: %d is negative", o.SegmentRecords)
+		return fmt.Errorf("%w: SegmentRecords: %d is negative", ErrOptions, o.SegmentRecords)
 	}
 	if err := checkSegmentRecords(uint64(o.SegmentRecords)); err != nil {
-		return fmt.Errorf("outbox: SegmentRecords: %w", err)
+		return fmt.Errorf("%w: SegmentRecords: %w", ErrOptions, err)
 	}
 	if existing != 0 && uint64(o.SegmentRecords) != existing {
-		return fmt.Errorf("outbox: SegmentRecords: %d, but the outbox was created with %d; leave it unset or use that", o.SegmentRecords, existing)
+		return fmt.Errorf("%w: SegmentRecords: %d, but the outbox was created with %d; leave it unset or use that", ErrOptions, o.SegmentRecords, existing)
 	}
 	if least := int64(o.AheadSegments+2) * o.segmentBytes(); o.QuotaBytes < least {
-		return fmt.Errorf("outbox: QuotaBytes: %d, but %d segments of %d bytes must fit: use at least %d",
+		return fmt.Errorf("%w: QuotaBytes: %d, but %d segments of %d bytes must fit: use at least %d", ErrOptions,
 			o.QuotaBytes, o.AheadSegments+2, o.segmentBytes(), least)
 	}
 	if o.HeadroomRecords == 0 {
 		o.HeadroomRecords = min(4096, o.SegmentRecords/2)
 	}
 	if o.HeadroomRecords > o.SegmentRecords*o.AheadSegments/2 {
-		return fmt.Errorf("outbox: HeadroomRecords: %d is more than half of the %d records kept ready ahead", o.HeadroomRecords, o.SegmentRecords*o.AheadSegments)
+		return fmt.Errorf("%w: HeadroomRecords: %d is more than half of the %d records kept ready ahead", ErrOptions, o.HeadroomRecords, o.SegmentRecords*o.AheadSegments)
 	}
 	return nil
 }

@@ -412,8 +412,18 @@ func TestOptionsAreChecked(t *testing.T) {
 	} {
 		o := small()
 		spoil(&o)
-		if _, err := Open(dir, o); err == nil || !strings.Contains(err.Error(), field) {
+		if _, err := Open(dir, o); !errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), field) {
 			t.Errorf("%s: got %v", field, err)
+		}
+		if o.SegmentRecords == 64 {
+			o.SegmentRecords = 31 // 64 would do for an outbox that is not there yet
+		}
+		fresh := filepath.Join(t.TempDir(), "outbox")
+		if _, err := Open(fresh, o); !errors.Is(err, ErrOptions) || !strings.Contains(err.Error(), field) {
+			t.Errorf("%s: got %v", field, err)
+		}
+		if _, err := os.Stat(fresh); err == nil {
+			t.Errorf("%s: a directory was created", field)
 		}
 	}
 	o := small()

@@ -57,6 +57,9 @@ func Open(dir string, opts Options) (*Writer, error) {
 		return nil, err
 	}
 	dir = filepath.Clean(dir)
+	if err := opts.checkFresh(dir); err != nil {
+		return nil, err
+	}
 	if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
 		return nil, fmt.Errorf("outbox: %w", err)
 	}
