@@ -1,14 +1,17 @@
 package order
 
 import (
+	"bytes"
 	_ "embed" // the default set
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"os"
 
 	"github.com/countinghouse/countinghouse/record"
+	yamlv2 "go.yaml.in/yaml/v2"
 	"sigs.k8s.io/yaml"
 )
 
@@ -129,11 +132,25 @@ func ParseSet(b []byte) (Set, error) {
 	if err := yaml.UnmarshalStrict(b, &f); err != nil {
 		return Set{}, fmt.Errorf("%w: %w", ErrFile, err)
 	}
+	if !oneDocument(b) {
+		return Set{}, fmt.Errorf("%w: more than one YAML document: take out the line \"---\" and what is behind it, or put it into a file of its own", ErrFile)
+	}
 	set, err := f.set()
 	if err != nil {
 		return Set{}, fmt.Errorf("%w: %w", ErrFile, err)
 	}
 	return set, nil
+}
+
+// oneDocument reports whether nothing comes after the first YAML document, which
+// is all that UnmarshalStrict reads.
+func oneDocument(b []byte) bool {
+	d := yamlv2.NewDecoder(bytes.NewReader(b))
+	var document any
+	if d.Decode(&document) != nil {
+		return true
+	}
+	return errors.Is(d.Decode(&document), io.EOF)
 }
 
 func (f *fileSet) set() (Set, error) {

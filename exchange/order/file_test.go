@@ -97,6 +97,15 @@ func TestFileErrors(t *testing.T) {
 			t.Errorf("%s for %s: error %v; want one that says %q", c.becomes, c.old, err, c.says)
 		}
 	}
+	second := string(DefaultFile()) + "---\n" + string(DefaultFile())
+	for _, text := range []string{second, string(DefaultFile()) + "---\n", second + "\x00"} {
+		if _, err := ParseSet([]byte(text)); !errors.Is(err, ErrFile) || !strings.Contains(err.Error(), "more than one YAML document") {
+			t.Errorf("two documents: %v", err)
+		}
+	}
+	if _, err := ParseSet([]byte("---\n" + string(DefaultFile()) + "...\n")); err != nil {
+		t.Errorf("one document between its marks: %v", err)
+	}
 	for _, text := range []string{"", "currency: CNY\nminor_unit: \"1\"\ninstruments: []\n", "- 1", "\x00", "a: &a [*a]"} {
 		if _, err := ParseSet([]byte(text)); !errors.Is(err, ErrFile) {
 			t.Errorf("%q: %v, want ErrFile", text, err)
