@@ -1,11 +1,14 @@
 package client
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 
+	yamlv2 "go.yaml.in/yaml/v2"
 	"sigs.k8s.io/yaml"
 
 	"github.com/countinghouse/countinghouse/record"
@@ -50,7 +53,21 @@ func ParseMap(b []byte) (*Map, error) {
 	if err := yaml.UnmarshalStrict(b, m); err != nil {
 		return nil, fmt.Errorf("shard map: %w", err)
 	}
+	if !oneDocument(b) {
+		return nil, errors.New("shard map: more than one YAML document: take out the line \"---\" and what is behind it")
+	}
 	return m, m.Check()
+}
+
+// oneDocument reports whether nothing comes after the first YAML document, which
+// is all that UnmarshalStrict reads.
+func oneDocument(b []byte) bool {
+	d := yamlv2.NewDecoder(bytes.NewReader(b))
+	var document any
+	if d.Decode(&document) != nil {
+		return true
+	}
+	return errors.Is(d.Decode(&document), io.EOF)
 }
 
 // YAML returns the map in the form that ParseMap reads.

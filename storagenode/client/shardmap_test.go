@@ -49,15 +49,16 @@ func TestMapRoundTrip(t *testing.T) {
 
 func TestBadMapsAreNamed(t *testing.T) {
 	for want, change := range map[string][2]string{
-		"cluster is empty":           {"cluster: demo", "cluster: ''"},
-		`unknown field "shard"`:      {"shards:", "shard:"},
-		"shards[1].name":             {"name: s2", "name: s1"},
-		"IF2501 is listed in shards": {"[IC2501]", "[IF2501]"},
-		"a name has 1 to 16":         {"[IC2501]", "[THIS-NAME-IS-TOO-LONG]"},
-		"members[0].id":              {"id: s2-0", "id: s1-0"},
-		"use host:port":              {`"127.0.0.1:7003"`, `"127.0.0.1"`},
-		"is used twice":              {`"127.0.0.1:7003"`, `"127.0.0.1:7001"`},
-		"members is empty":           {`- {id: s2-0, address: "127.0.0.1:7003"}`, ""},
+		"cluster is empty":            {"cluster: demo", "cluster: ''"},
+		`unknown field "shard"`:       {"shards:", "shard:"},
+		"shards[1].name":              {"name: s2", "name: s1"},
+		"IF2501 is listed in shards":  {"[IC2501]", "[IF2501]"},
+		"a name has 1 to 16":          {"[IC2501]", "[THIS-NAME-IS-TOO-LONG]"},
+		"members[0].id":               {"id: s2-0", "id: s1-0"},
+		"use host:port":               {`"127.0.0.1:7003"`, `"127.0.0.1"`},
+		"is used twice":               {`"127.0.0.1:7003"`, `"127.0.0.1:7001"`},
+		"more than one YAML document": {`- {id: s2-0, address: "127.0.0.1:7003"}`, `- {id: s2-0, address: "127.0.0.1:7003"}` + "\n---\ncluster: other"},
+		"members is empty":            {`- {id: s2-0, address: "127.0.0.1:7003"}`, ""},
 	} {
 		_, err := ParseMap([]byte(strings.Replace(goodMap, change[0], change[1], 1)))
 		if err == nil || !strings.Contains(err.Error(), want) {
