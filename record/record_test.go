@@ -173,7 +173,7 @@ func TestSymbols(t *testing.T) {
 			t.Errorf("%q: %v, %q", name, err, s)
 		}
 	}
-	for _, name := range []string{"", strings.Repeat("x", SymbolSize+1), "a b", "a\x00b", "é"} {
+	for _, name := range []string{"", strings.Repeat("x", SymbolSize+1), "a b", "a\x00b", "a\x00", "\x00", "é"} {
 		if _, err := MakeSymbol(name); err == nil {
 			t.Errorf("%q must be refused", name)
 		}

@@ -3,6 +3,7 @@ package record
 import (
 	"bytes"
 	"fmt"
+	"strings"
 )
 
 // SymbolSize is the number of bytes of an instrument's name.
@@ -18,6 +19,9 @@ func MakeSymbol(name string) (Symbol, error) {
 	var s Symbol
 	if name == "" || len(name) > SymbolSize {
 		return s, fmt.Errorf("instrument %q: a name has 1 to %d characters", name, SymbolSize)
+	}
+	if strings.IndexByte(name, 0) >= 0 { // at the end it would pass for padding
+		return s, fmt.Errorf("instrument %q: use letters, digits, '.', '-', '_' and '/' only", name)
 	}
 	copy(s[:], name)
 	return s, s.Check()

@@ -69,6 +69,7 @@ func TestBadOrders(t *testing.T) {
 		"volume":        {func(r *pb.SubmitRequest) { r.Volume = 0 }, "bad-volume", ""},
 		"instrument":    {func(r *pb.SubmitRequest) { r.Instrument = "IF2512" }, "unknown-instrument", "IF2512"},
 		"bad name":      {func(r *pb.SubmitRequest) { r.Instrument = "a b" }, "unknown-instrument", "instrument"},
+		"padded name":   {func(r *pb.SubmitRequest) { r.Instrument = "IF2501\x00" }, "unknown-instrument", "instrument"},
 		"no name":       {func(r *pb.SubmitRequest) { r.Instrument = "" }, "unknown-instrument", "instrument"},
 		"account":       {func(r *pb.SubmitRequest) { r.Account = 99 }, "unknown-account", ""},
 		"position":      {func(r *pb.SubmitRequest) { r.Offset = pb.Offset_OFFSET_CLOSE_TODAY }, "insufficient-today", ""},
