@@ -90,7 +90,7 @@ func (e *Exchange) Amend(now int64, a *AmendOrder) Result {
 		draft.Remaining = a.Volume
 	}
 	draft.Volume = draft.Remaining
-	if reason = e.admitAmend(m, o, &draft); reason != risk.OK {
+	if reason = e.admitAmend(m, o, &draft, a.PriceFault); reason != risk.OK {
 		return e.refuseChange(now, c, o, reason)
 	}
 	if keepsPlace(o, &draft) {
@@ -104,11 +104,11 @@ func keepsPlace(o, d *order.Order) bool { return d.Price == o.Price && d.Remaini
 
 // admitAmend makes the checks of a change from o to d, works out what d freezes,
 // and begins the transaction.
-func (e *Exchange) admitAmend(m *market, o, d *order.Order) risk.Reason {
+func (e *Exchange) admitAmend(m *market, o, d *order.Order, fault risk.Reason) risk.Reason {
 	if m.halted {
 		return risk.TradingHalted
 	}
-	if r := risk.Terms(&m.terms, d.Remaining, d.Price); r != risk.OK {
+	if r := m.inTerms(d.Remaining, d.Price, fault); r != risk.OK {
 		return r
 	}
 	if keepsPlace(o, d) {

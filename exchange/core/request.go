@@ -16,6 +16,10 @@ type NewOrder struct {
 	TimeInForce   record.TimeInForce // 0 for GFD (limit) or IOC (market)
 	Price         int64              // ticks; ignored for a market order, which may trade up or down to the daily limit
 	Volume        int64              // lots
+	// PriceFault is OK, or why the price that was asked for is no number of ticks
+	// that Price could state: risk.OffTick or risk.OutsideLimits. The order is
+	// refused for it when nothing comes first.
+	PriceFault risk.Reason
 }
 
 // CancelOrder asks to take an order off the book.
@@ -32,8 +36,9 @@ type AmendOrder struct {
 	Instrument record.Symbol
 	Account    uint64
 	OrderID    uint64
-	Price      int64 // ticks; 0 keeps the price
-	Volume     int64 // lots that shall be left open; 0 keeps what is left
+	Price      int64       // ticks; 0 keeps the price
+	Volume     int64       // lots that shall be left open; 0 keeps what is left
+	PriceFault risk.Reason // as in NewOrder
 }
 
 // Status is what became of an order.

@@ -95,6 +95,30 @@ func (r *Router) Amend(a *AmendOrder) Result {
 	return r.counted(res)
 }
 
+// Refuse refuses an order for a reason that the caller found, such as a field
+// that a NewOrder has no room for: counters and drop copy see it like any other.
+func (r *Router) Refuse(n *NewOrder, why risk.Reason) Result {
+	r.mu.Lock()
+	res := Result{ClientOrderID: n.ClientOrderID, Reason: why}
+	if r.ex != nil {
+		res = r.ex.refuse(r.now(), n, why)
+	}
+	r.mu.Unlock()
+	return r.counted(res)
+}
+
+// RefuseChange is Refuse of a cancel or an amend.
+func (r *Router) RefuseChange(instrument record.Symbol, account, id uint64, why risk.Reason) Result {
+	r.mu.Lock()
+	res := Result{OrderID: id, Reason: why}
+	if r.ex != nil {
+		_, o, _ := r.ex.find(instrument, account, id)
+		res = r.ex.refuseChange(r.now(), change{instrument, account, id}, o, why)
+	}
+	r.mu.Unlock()
+	return r.counted(res)
+}
+
 func (r *Router) counted(res Result) Result {
 	if res.Reason != risk.OK {
 		r.refused[res.Reason%riskReasons].Add(1)

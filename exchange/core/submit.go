@@ -13,7 +13,7 @@ func (e *Exchange) Submit(now int64, n *NewOrder) Result {
 	var draft order.Order
 	m, reason := e.draft(n, &draft)
 	if reason == risk.OK {
-		reason = e.admit(m, &draft)
+		reason = e.admit(m, &draft, n.PriceFault)
 	}
 	if reason != risk.OK {
 		return e.refuse(now, n, reason)
@@ -68,11 +68,11 @@ func defaults(n *NewOrder) (record.Kind, record.TimeInForce) {
 
 // admit makes the checks of an order whose instrument and account are known,
 // works out what it freezes, and begins its transaction.
-func (e *Exchange) admit(m *market, d *order.Order) risk.Reason {
+func (e *Exchange) admit(m *market, d *order.Order, fault risk.Reason) risk.Reason {
 	if m.halted {
 		return risk.TradingHalted
 	}
-	if r := risk.Terms(&m.terms, d.Volume, d.Price); r != risk.OK {
+	if r := m.inTerms(d.Volume, d.Price, fault); r != risk.OK {
 		return r
 	}
 	p := e.ledger.Position(m.index, d.AccountIndex)
@@ -87,6 +87,15 @@ func (e *Exchange) admit(m *market, d *order.Order) risk.Reason {
 		return r
 	}
 	return e.begin(m, d)
+}
+
+// inTerms checks volume and price, which has a fault of its own unless that is OK.
+func (m *market) inTerms(volume, price int64, fault risk.Reason) risk.Reason {
+	r := risk.Terms(&m.terms, volume, price)
+	if fault != risk.OK && r != risk.BadVolume {
+		return fault
+	}
+	return r
 }
 
 // holdings checks that the account of d may take on volume further lots.

@@ -1755,7 +1755,7 @@ func (x *ExecutionsRequest) GetAccount() uint64 {
 // trade_id on, or something that became of one order, with order set.
 type Execution struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of a refusal: empty when no such instrument is listed.
+	// Of a refusal: empty when what was asked for is no instrument's name.
 	Instrument string `protobuf:"bytes,1,opt,name=instrument,proto3" json:"instrument,omitempty"`
 	// The event's record in the instrument's stream; 0 for a refusal, and for what
 	// the outbox had no room for under the policy drop.

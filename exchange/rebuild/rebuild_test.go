@@ -99,7 +99,7 @@ func (f *flow) checkCoverage() {
 	}
 	for _, why := range risk.Reasons() {
 		switch why {
-		case risk.Malformed, risk.UnknownInstrument, risk.OffTick, risk.AccountExists, risk.BadAccount, risk.BadDay,
+		case risk.Overloaded, risk.Malformed, risk.UnknownInstrument, risk.OffTick, risk.AccountExists, risk.BadAccount, risk.BadDay,
 			risk.BadPrices, risk.BadTerms, risk.Unavailable, risk.NotYourOrder:
 			continue // not by this flow
 		}

@@ -2,8 +2,8 @@
 // book or an account, and the documented reasons for which it is refused. A
 // refused request leaves no trace.
 //
-// The checks are made in the order of the reasons' numbers from UnknownInstrument
-// on, so that one request is always refused for the same reason. Each takes
+// The checks are made in the order of the reasons' numbers, so that one request is
+// always refused for the same reason. Each takes
 // constant time and allocates nothing; the self-trade check, which needs the
 // book, is the order router's and looks at no more orders than could trade.
 package risk
@@ -18,8 +18,11 @@ type Reason uint8
 const (
 	// OK: the request was not refused.
 	OK Reason = iota
+	// Overloaded: an answer was to wait for durability, and too many wait already.
+	Overloaded
 	// Malformed: side, offset, kind or time in force is not one that exists,
-	// or a market order is to rest.
+	// or a market order is to rest; or a price that can not be read, or that is
+	// missing or too much.
 	Malformed
 	// UnknownInstrument: no instrument of that name is listed.
 	UnknownInstrument
@@ -80,6 +83,7 @@ const (
 
 var names = [reasonLimit]struct{ name, message string }{
 	OK:                  {"", ""},
+	Overloaded:          {"overloaded", "too many requests wait for durability already; the request was not taken, try again later"},
 	Malformed:           {"malformed", "side, offset, kind or time in force does not exist, or a market order is to rest"},
 	UnknownInstrument:   {"unknown-instrument", "no instrument of that name is listed"},
 	UnknownAccount:      {"unknown-account", "no account has that id"},

@@ -11,7 +11,8 @@ import (
 	"github.com/countinghouse/countinghouse/record"
 )
 
-// reject is why a request is refused before it comes to the router.
+// reject is why a request must be refused, as far as can be seen before it comes
+// to the router, which may find a reason that comes first.
 type reject struct {
 	why     risk.Reason
 	message string // names the field
@@ -26,7 +27,7 @@ func malformed(format string, args ...any) *reject {
 func (s *Server) termsOf(name string) (record.Symbol, *order.Instrument, *reject) {
 	sym, err := record.MakeSymbol(name)
 	if err != nil {
-		return sym, nil, &reject{risk.UnknownInstrument, fmt.Sprintf("instrument: %v", err)}
+		return record.Symbol{}, nil, &reject{risk.UnknownInstrument, fmt.Sprintf("instrument: %v", err)}
 	}
 	if known, ok := s.terms.Load(sym); ok {
 		return sym, known.(*order.Instrument), nil
@@ -70,25 +71,27 @@ func ticks(t *order.Instrument, decimal string, inTicks int64) (int64, *reject) 
 	return price, nil
 }
 
+// newOrder returns the order that r asks for, as far as it can be stated, and
+// what is wrong with it. Only a malformed one must not go to the router.
 func (s *Server) newOrder(r *pb.SubmitRequest) (*core.NewOrder, *reject) {
-	sym, terms, bad := s.termsOf(r.Instrument)
-	if bad != nil {
-		return nil, bad
-	}
+	sym, terms, unknown := s.termsOf(r.Instrument)
 	n := &core.NewOrder{Instrument: sym, Account: r.Account, ClientOrderID: r.ClientOrderId, Volume: r.Volume}
 	if bad := form(n, r); bad != nil {
-		return nil, bad
+		return n, bad
 	}
+	switch priced := r.Price != "" || r.PriceTicks != 0; {
+	case n.Kind == record.Market && priced:
+		return n, malformed("price: a market order has none; leave price and price_ticks unset")
+	case n.Kind == record.Limit && !priced:
+		return n, malformed("price: missing; a limit order needs price or price_ticks")
+	case unknown != nil:
+		return n, unknown
+	}
+	var bad *reject
 	if n.Price, bad = ticks(terms, r.Price, r.PriceTicks); bad != nil {
-		return nil, bad
+		n.PriceFault = bad.why
 	}
-	switch {
-	case n.Kind == record.Market && n.Price != 0:
-		return nil, malformed("price: a market order has none; leave price and price_ticks unset")
-	case n.Kind == record.Limit && n.Price == 0:
-		return nil, malformed("price: missing; a limit order needs price or price_ticks")
-	}
-	return n, nil
+	return n, bad
 }
 
 // form sets what kind of order n is. The numbers of the protocol are those of
@@ -114,33 +117,31 @@ func form(n *core.NewOrder, r *pb.SubmitRequest) *reject {
 	return nil
 }
 
+// amendOrder is newOrder of an amend.
 func (s *Server) amendOrder(r *pb.AmendRequest) (*core.AmendOrder, *reject) {
 	sym, terms, bad := s.termsOf(r.Instrument)
+	a := &core.AmendOrder{Instrument: sym, Account: r.Account, OrderID: r.OrderId, Volume: r.Volume}
 	if bad != nil {
-		return nil, bad
+		return a, bad
 	}
-	price, bad := ticks(terms, r.Price, r.PriceTicks)
-	if bad != nil {
-		return nil, bad
+	if a.Price, bad = ticks(terms, r.Price, r.PriceTicks); bad != nil {
+		a.PriceFault = bad.why
 	}
-	return &core.AmendOrder{Instrument: sym, Account: r.Account, OrderID: r.OrderId, Price: price, Volume: r.Volume}, nil
+	return a, bad
 }
 
-// response answers with what became of an order.
-func response(res *core.Result) *pb.OrderResponse {
+// response answers with what became of an order. It says what bad knows about the
+// reason, if that is the one for which the order was refused.
+func response(res *core.Result, bad *reject) *pb.OrderResponse {
 	out := &pb.OrderResponse{
 		OrderId: res.OrderID, ClientOrderId: res.ClientOrderID, State: pb.OrderState(res.Status) + pb.OrderState_ORDER_STATE_REJECTED,
 		Filled: res.Filled, Remaining: res.Remaining, Seq: res.Seq, Global: res.Global,
 	}
 	if res.Reason != risk.OK {
 		out.RejectReason, out.Message = res.Reason.String(), res.Reason.Message()
+		if bad != nil && bad.why == res.Reason {
+			out.Message = bad.message
+		}
 	}
 	return out
-}
-
-func rejection(orderID, clientOrderID uint64, reason, message string) *pb.OrderResponse {
-	return &pb.OrderResponse{
-		OrderId: orderID, ClientOrderId: clientOrderID, State: pb.OrderState_ORDER_STATE_REJECTED,
-		RejectReason: reason, Message: message,
-	}
 }

@@ -3,8 +3,9 @@
 //
 // Decimal prices become ticks here and nowhere further in. A request that breaks
 // a rule is refused with the name of a documented reason (package risk) and a
-// message that names the field; "overloaded" is the one reason of this package:
-// too many requests wait for durability already.
+// message that names the field. The router carries out every refusal of an order,
+// cancel or amend, also of what is wrong here already, so that reasons come in
+// their order, and counters and drop copy see them all.
 //
 // What callers can make the server hold is bounded: streams of a connection,
 // the size of a message, market data and drop copy subscribers and how far each

@@ -8,6 +8,7 @@ import (
 
 	"github.com/countinghouse/countinghouse/exchange/core"
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
+	"github.com/countinghouse/countinghouse/exchange/risk"
 )
 
 // orderEntry is the OrderEntry service.
@@ -18,65 +19,70 @@ type orderEntry struct {
 
 // request is a request for order entry, of any kind.
 type request struct {
-	name          string // for the metrics
-	instrument    string
-	orderID       uint64
-	clientOrderID uint64
-	durable       bool
-	// enter takes the request to the router.
-	enter func() (core.Result, *reject)
+	name       string // for the metrics
+	instrument string
+	durable    bool
+	// enter takes the request to the router, and refuse has it refused there.
+	enter  func() (core.Result, *reject)
+	refuse func(why risk.Reason) core.Result
 }
 
 func (e *orderEntry) submit(r *pb.SubmitRequest) request {
 	return request{
-		name: "submit", instrument: r.Instrument, clientOrderID: r.ClientOrderId, durable: r.Durable,
+		name: "submit", instrument: r.Instrument, durable: r.Durable,
 		enter: func() (core.Result, *reject) {
 			n, bad := e.newOrder(r)
-			if bad != nil {
-				return core.Result{}, bad
+			if isMalformed(bad) {
+				return e.x.Router().Refuse(n, bad.why), bad
 			}
-			return e.x.Router().Submit(n), nil
+			return e.x.Router().Submit(n), bad
+		},
+		refuse: func(why risk.Reason) core.Result {
+			n, _ := e.newOrder(r)
+			return e.x.Router().Refuse(n, why)
 		},
 	}
 }
 
 func (e *orderEntry) cancel(r *pb.CancelRequest) request {
 	return request{
-		name: "cancel", instrument: r.Instrument, orderID: r.OrderId, durable: r.Durable,
+		name: "cancel", instrument: r.Instrument, durable: r.Durable,
 		enter: func() (core.Result, *reject) {
 			sym, _, bad := e.termsOf(r.Instrument)
-			if bad != nil {
-				return core.Result{}, bad
-			}
-			return e.x.Router().Cancel(&core.CancelOrder{Instrument: sym, Account: r.Account, OrderID: r.OrderId}), nil
+			return e.x.Router().Cancel(&core.CancelOrder{Instrument: sym, Account: r.Account, OrderID: r.OrderId}), bad
+		},
+		refuse: func(why risk.Reason) core.Result {
+			sym, _, _ := e.termsOf(r.Instrument)
+			return e.x.Router().RefuseChange(sym, r.Account, r.OrderId, why)
 		},
 	}
 }
 
 func (e *orderEntry) amend(r *pb.AmendRequest) request {
+	refuse := func(why risk.Reason) core.Result {
+		sym, _, _ := e.termsOf(r.Instrument)
+		return e.x.Router().RefuseChange(sym, r.Account, r.OrderId, why)
+	}
 	return request{
-		name: "amend", instrument: r.Instrument, orderID: r.OrderId, durable: r.Durable,
+		name: "amend", instrument: r.Instrument, durable: r.Durable, refuse: refuse,
 		enter: func() (core.Result, *reject) {
 			a, bad := e.amendOrder(r)
-			if bad != nil {
-				return core.Result{}, bad
+			if isMalformed(bad) {
+				return refuse(bad.why), bad
 			}
-			return e.x.Router().Amend(a), nil
+			return e.x.Router().Amend(a), bad
 		},
 	}
 }
+
+func isMalformed(bad *reject) bool { return bad != nil && bad.why == risk.Malformed }
 
 // run carries a request out.
 func (e *orderEntry) run(r *request) *pb.OrderResponse {
 	began := time.Now()
 	res, bad := r.enter()
 	took := time.Since(began)
-	var out *pb.OrderResponse
-	if bad != nil {
-		out = rejection(r.orderID, r.clientOrderID, bad.why.String(), bad.message)
-	} else {
-		out = response(&res)
-	}
+	out := response(&res, bad)
 	e.metrics.answered(r.name, out, took)
 	return out
 }
@@ -142,7 +148,8 @@ func (e *orderEntry) unary(ctx context.Context, r request) (*pb.OrderResponse, e
 }
 
 func (e *orderEntry) overloaded(r *request) *pb.OrderResponse {
-	out := rejection(r.orderID, r.clientOrderID, Overloaded, overloadedMessage)
+	res := r.refuse(risk.Overloaded)
+	out := response(&res, nil)
 	e.metrics.answered(r.name, out, 0)
 	return out
 }

@@ -101,7 +101,7 @@ func levels(in []matching.Level) []*pb.Level {
 func (s *Server) subscribe(topics gateway.Topics) (*gateway.Subscription, func(), error) {
 	if s.subscribers.Add(1) > int64(s.options.SubscribersMax) {
 		s.subscribers.Add(-1)
-		return nil, nil, statusOf(codes.ResourceExhausted, Overloaded, "too many Books and Executions streams; try again later")
+		return nil, nil, statusOf(codes.ResourceExhausted, risk.Overloaded.String(), "too many Books and Executions streams; try again later")
 	}
 	sub := s.x.Fanout().Subscribe(topics, s.options.SubscriberEventsMax)
 	return sub, func() {

@@ -12,6 +12,7 @@ import (
 	"github.com/countinghouse/countinghouse/exchange"
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
 	"github.com/countinghouse/countinghouse/exchange/gateway"
+	"github.com/countinghouse/countinghouse/exchange/risk"
 )
 
 func bounded(t *testing.T) context.Context {
@@ -142,7 +143,7 @@ func TestSubscribersAreBounded(t *testing.T) {
 	if err == nil {
 		_, err = b.Recv()
 	}
-	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), Overloaded) {
+	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), risk.Overloaded.String()) {
 		t.Errorf("got %v", err)
 	}
 }

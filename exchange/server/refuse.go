@@ -10,12 +10,6 @@ import (
 	"github.com/countinghouse/countinghouse/exchange/risk"
 )
 
-// Overloaded is the reason of a request for a durable answer when too many wait
-// for one already. The order was not taken.
-const Overloaded = "overloaded"
-
-const overloadedMessage = "too many requests wait for durability already; the request was not taken, try again later"
-
 // grpcCodes maps the reasons to the codes that a generic client understands.
 // Those that are not here are InvalidArgument.
 var grpcCodes = map[risk.Reason]codes.Code{
@@ -24,6 +18,7 @@ var grpcCodes = map[risk.Reason]codes.Code{
 	risk.AccountExists:     codes.AlreadyExists,
 	risk.InsufficientFunds: codes.FailedPrecondition,
 	risk.BacklogFull:       codes.ResourceExhausted,
+	risk.Overloaded:        codes.ResourceExhausted,
 	risk.Unavailable:       codes.Unavailable,
 }
 

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
+	"github.com/countinghouse/countinghouse/exchange/risk"
 )
 
 func TestOneOrderPerCall(t *testing.T) {
@@ -97,6 +98,84 @@ func TestBadOrders(t *testing.T) {
 	}
 }
 
+// A request for which several reasons hold is refused for the first of them, and
+// each refusal is counted and reaches the drop copy, wherever it was found.
+func TestRefusalsComeInOrder(t *testing.T) {
+	f := start(t, Options{DurableWaitsMax: 1})
+	if _, err := f.ctl.Halt(t.Context(), &pb.HaltRequest{Instrument: "IC2501", Halt: true}); err != nil {
+		t.Fatal(err)
+	}
+	f.submit(t, buy())
+	x := f.dropCopy(t, &pb.ExecutionsRequest{})
+	seen := map[risk.Reason]uint64{}
+	check := func(out *pb.OrderResponse, why risk.Reason, instrument, word string) {
+		t.Helper()
+		if out.RejectReason != why.String() || !strings.Contains(out.Message, word) {
+			t.Errorf("%v, want %s with %q", out, why, word)
+		}
+		e, err := x.Recv()
+		if err != nil || e.Instrument != instrument || e.Order == nil || e.Order.RejectReason != why.String() ||
+			e.Order.ClientOrderId != out.ClientOrderId || e.Order.OrderId != out.OrderId {
+			t.Errorf("drop copy: %v, %v, want %s", e, err, why)
+		}
+		if seen[why]++; f.x.Router().Refused(why) != seen[why] {
+			t.Errorf("%s is counted %d times, want %d", why, f.x.Router().Refused(why), seen[why])
+		}
+	}
+	for _, c := range []struct {
+		change     func(*pb.SubmitRequest)
+		why        risk.Reason
+		instrument string
+		word       string
+	}{
+		{func(r *pb.SubmitRequest) { r.Instrument, r.Price, r.Side = "nope", "3921.5", 0 }, risk.Malformed, "nope", "side"},
+		{func(r *pb.SubmitRequest) { r.Account, r.Price = 99, "1e3" }, risk.Malformed, "IF2501", "1e3"},
+		{func(r *pb.SubmitRequest) { r.Instrument, r.Price, r.Account = "nope", "3921.5", 99 }, risk.UnknownInstrument, "nope", "nope"},
+		{func(r *pb.SubmitRequest) { r.Instrument, r.Account = "no name", 99 }, risk.UnknownInstrument, "", "no name"},
+		{func(r *pb.SubmitRequest) { r.Account, r.Price = 99, "3921.5" }, risk.UnknownAccount, "IF2501", "account"},
+		{func(r *pb.SubmitRequest) { r.Instrument, r.Price, r.Volume = "IC2501", "3921.5", 0 }, risk.TradingHalted, "IC2501", "halted"},
+		{func(r *pb.SubmitRequest) { r.Price, r.Volume = "3921.5", 0 }, risk.BadVolume, "IF2501", "volume"},
+		{func(r *pb.SubmitRequest) { r.Price, r.Offset = "3921.5", pb.Offset_OFFSET_CLOSE }, risk.OffTick, "IF2501", "0.2"},
+		{func(r *pb.SubmitRequest) { r.Price, r.Offset = "0", pb.Offset_OFFSET_CLOSE }, risk.OutsideLimits, "IF2501", "zero"},
+	} {
+		r := buy()
+		c.change(r)
+		check(f.submit(t, r), c.why, c.instrument, c.word)
+	}
+	for _, c := range []struct {
+		r    *pb.AmendRequest
+		why  risk.Reason
+		word string
+	}{
+		{&pb.AmendRequest{Instrument: "IF2501", Account: 2, OrderId: 1, Price: "3921.5"}, risk.NotYourOrder, "account"},
+		{&pb.AmendRequest{Instrument: "IF2501", Account: 1, OrderId: 1, Price: "3921.5", Volume: 99}, risk.BadVolume, "volume"},
+		{&pb.AmendRequest{Instrument: "IF2501", Account: 1, OrderId: 1, Price: "3921.5"}, risk.OffTick, "0.2"},
+		{&pb.AmendRequest{Instrument: "IF2501", Account: 1, OrderId: 1, Price: "0.0"}, risk.OutsideLimits, "zero"},
+		{&pb.AmendRequest{Instrument: "IF2501", Account: 1, OrderId: 1, Price: "x"}, risk.Malformed, "x"},
+	} {
+		out, err := f.entry.Amend(t.Context(), c.r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(out, c.why, "IF2501", c.word)
+	}
+	out, err := f.entry.Cancel(t.Context(), &pb.CancelRequest{Instrument: "nope", Account: 1, OrderId: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(out, risk.UnknownInstrument, "nope", "nope")
+	f.server.durableWaits.Store(1)
+	r := buy()
+	r.Durable = true
+	check(f.submit(t, r), risk.Overloaded, "IF2501", "wait")
+	out, err = f.entry.Cancel(t.Context(), &pb.CancelRequest{Instrument: "IF2501", Account: 1, OrderId: 1, Durable: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(out, risk.Overloaded, "IF2501", "wait")
+	f.server.durableWaits.Store(0)
+}
+
 func (f *fixture) hash(t *testing.T) string {
 	t.Helper()
 	st, err := f.ctl.State(t.Context(), &pb.StateRequest{})
@@ -117,7 +196,7 @@ func TestUnaryDurable(t *testing.T) {
 			answers <- out
 		}()
 		<-f.x.arrived
-		if out := f.submit(t, r); out.RejectReason != Overloaded {
+		if out := f.submit(t, r); out.RejectReason != risk.Overloaded.String() {
 			t.Errorf("a second one that waits: %v", out)
 		}
 		if out := f.submit(t, buy()); out.State != pb.OrderState_ORDER_STATE_RESTING {
@@ -221,7 +300,7 @@ func TestSessionBounds(t *testing.T) {
 	for id := uint64(1); id <= 3; id++ {
 		send(t, s, id, durable)
 	}
-	if out := expect(t, s, 3, rejected); out.RejectReason != Overloaded || out.Message == "" {
+	if out := expect(t, s, 3, rejected); out.RejectReason != risk.Overloaded.String() || out.Message == "" {
 		t.Errorf("%v", out)
 	}
 	f.x.release(nil)
