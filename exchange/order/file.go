@@ -36,7 +36,8 @@ type Set struct {
 }
 
 // DefaultSet returns the instruments that come with the project: the stock
-// index futures IF2501, IC2501 and IH2501 with their contract terms.
+// index futures IF2501, IC2501 and IH2501 with their contract terms. The package's
+// documentation says where their exchange's rules are others.
 func DefaultSet() (Set, error) { return ParseSet(defaultFile) }
 
 // DefaultFile returns the text of the file that DefaultSet reads, as an example.

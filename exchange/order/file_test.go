@@ -18,9 +18,11 @@ func TestDefaultSet(t *testing.T) {
 	if set.Currency != "CNY" || set.Decimals != 2 || len(set.Instruments) != 3 {
 		t.Fatalf("%+v", set)
 	}
-	for name, tickValue := range map[string]int64{"IF2501": 6000, "IC2501": 4000, "IH2501": 6000} {
+	for name, want := range map[string]struct{ tickValue, positionLimit int64 }{
+		"IF2501": {6000, 5000}, "IC2501": {4000, 1200}, "IH2501": {6000, 1200},
+	} {
 		in := defaultInstrument(t, name)
-		if in.TickValue != tickValue || in.LongMarginPPM != 120_000 || in.FeeOpen != 23 || in.FeeCloseToday != 230 || in.MaxOrderVolume != 20 {
+		if in.TickValue != want.tickValue || in.PositionLimit != want.positionLimit || in.LongMarginPPM != 120_000 || in.FeeOpen != 23 || in.FeeCloseToday != 230 || in.MaxOrderVolume != 20 {
 			t.Errorf("%s: %+v", name, in)
 		}
 	}

@@ -1,5 +1,13 @@
 // Package order holds what the parts of the exchange pass to each other about
 // orders: the order itself and the terms of the instrument it is for.
+//
+// # Not as on the China Financial Futures Exchange
+//
+// The futures are modelled on those of that exchange, with these differences:
+// margin is asked for on both sides of a position and for each instrument, not on
+// the larger side of a product; an instrument has no last trading day and no
+// delivery; one limit holds for the lots of limit and market orders; and lots
+// opened in a day are not limited.
 package order
 
 import "github.com/countinghouse/countinghouse/record"
