@@ -72,9 +72,9 @@ type Config struct {
 	// holds; what is left is delivered after the next start. Default 5 s.
 	CloseWait time.Duration
 	// StateEvery is how often the state file is replaced. It takes a state of
-	// all accounts and orders, during which no order is taken; the pause is
-	// stretched so that this is at most a thousandth of the time. Default
-	// 1 minute; negative for never.
+	// all accounts and orders, and no order is taken while these are copied; the
+	// pause is stretched so that all of it is at most a thousandth of the time.
+	// Default 1 minute; negative for never.
 	StateEvery time.Duration
 
 	// Progress, if set, is told how far Open and Close are, about ten times a

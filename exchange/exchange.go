@@ -148,7 +148,8 @@ func (x *Exchange) OnDurable(global uint64, done func(error)) { x.subscriber.OnD
 // is on disk on a quorum of its shard.
 func (x *Exchange) WaitDrained(ctx context.Context) error { return x.subscriber.WaitDrained(ctx) }
 
-// State returns books, accounts, positions and numbering. Orders wait meanwhile.
+// State returns books, accounts, positions and numbering. Orders wait while they
+// are copied.
 // It returns ErrClosed once the exchange has ended.
 func (x *Exchange) State() (core.State, error) {
 	s, ok := x.router.State()

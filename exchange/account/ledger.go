@@ -3,6 +3,7 @@ package account
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/countinghouse/countinghouse/exchange/order"
 	"github.com/countinghouse/countinghouse/record"
@@ -215,6 +216,14 @@ func (l *Ledger) Account(i uint32) *Account { return &l.accounts[i] }
 // Position returns an account's position; the pointer is valid until the next Open.
 func (l *Ledger) Position(instrument int, i uint32) *Position {
 	return &l.books[instrument].positions[i]
+}
+
+// Accounts returns a copy of all accounts, by their indexes.
+func (l *Ledger) Accounts() []Account { return slices.Clone(l.accounts) }
+
+// Positions returns a copy of all positions in an instrument, by account index.
+func (l *Ledger) Positions(instrument int) []Position {
+	return slices.Clone(l.books[instrument].positions)
 }
 
 // Deposit adds amount, which must be positive, to the balance. It reports

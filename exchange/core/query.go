@@ -109,12 +109,7 @@ func (e *Exchange) Orders(instrument record.Symbol, side record.Side) []order.Or
 	if m == nil {
 		return nil
 	}
-	orders := make([]order.Order, 0, m.book.Orders(side))
-	m.book.Each(side, func(o *order.Order) bool {
-		orders = append(orders, *o)
-		return true
-	})
-	return orders
+	return m.copyOrders(side)
 }
 
 // LiveOrders returns copies of an account's live orders in an instrument,

@@ -37,7 +37,7 @@ func (p *Replayer) Global() uint64 { return p.global }
 
 // State returns the state that the records so far lead to, which is one that the
 // exchange was in when the last of them ended a transaction.
-func (p *Replayer) State() State { return p.e.state(p.global) }
+func (p *Replayer) State() State { return p.e.snapshot(p.global).state() }
 
 // Apply applies the next record. The caller has checked its header, and that it
 // is next in its stream and in the whole. Errors wrap ErrReplay.

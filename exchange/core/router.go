@@ -240,10 +240,14 @@ func (r *Router) AccountIDs() (ids []uint64) {
 	return ids
 }
 
-// State is Exchange.State: it holds callers up for as long as it takes.
+// State is Exchange.State. Callers wait only while accounts, positions and orders
+// are copied, not while they become text.
 func (r *Router) State() (s State, ok bool) {
-	ok = r.do(func(_ int64, e *Exchange) { s = e.State() })
-	return s, ok
+	var copied *snapshot
+	if !r.do(func(_ int64, e *Exchange) { copied = e.snapshot(e.published()) }) {
+		return State{}, false
+	}
+	return copied.state(), true
 }
 
 // Totals are an exchange's counters.

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -22,49 +23,93 @@ type State struct {
 }
 
 // State returns the state. It takes time and memory in proportion to accounts
-// and live orders, and is meant for comparisons, not for the trading path.
-func (e *Exchange) State() State { return e.state(e.published()) }
+// and live orders, and is meant for comparisons, not for the trading path. What
+// it takes most of the time for, the text, needs no exchange: see snapshot.
+func (e *Exchange) State() State { return e.snapshot(e.published()).state() }
 
-func (e *Exchange) state(global uint64) State {
-	lines := []string{
-		fmt.Sprintf("exchange global=%d last_order=%d last_trade=%d day=%d account_seq=%d",
-			global, e.lastOrderID, e.lastTradeID, e.day, e.accounts.Seq),
-	}
-	markets := slices.Clone(e.markets)
-	slices.SortFunc(markets, func(a, b *market) int { return strings.Compare(a.terms.Symbol.String(), b.terms.Symbol.String()) })
-	for _, m := range markets {
-		lines = append(lines, e.instrumentLine(m))
-	}
-	lines = append(lines, e.accountLines(markets)...)
-	for _, m := range markets {
-		lines = append(lines, m.orderLines(record.Buy)...)
-		lines = append(lines, m.orderLines(record.Sell)...)
-	}
-	return State{Lines: lines, Global: global}
+// snapshot is a copy of all that a State tells: memory, copied in a few large
+// pieces, so that whoever holds the exchange holds it for a short time only.
+type snapshot struct {
+	global, lastOrderID, lastTradeID, accountSeq uint64
+
+	day      uint32
+	accounts []account.Account
+	markets  []marketCopy // by name
 }
 
-func (e *Exchange) instrumentLine(m *market) string {
+type marketCopy struct {
+	terms            order.Instrument
+	seq              uint64
+	halted           bool
+	last, settlement int64
+	positions        []account.Position // by account, as snapshot.accounts
+	bids, asks       []order.Order      // by priority
+}
+
+func (e *Exchange) snapshot(global uint64) *snapshot {
+	s := &snapshot{
+		global: global, lastOrderID: e.lastOrderID, lastTradeID: e.lastTradeID, accountSeq: e.accounts.Seq,
+		day: e.day, accounts: e.ledger.Accounts(), markets: make([]marketCopy, 0, len(e.markets)),
+	}
+	for _, m := range e.markets {
+		s.markets = append(s.markets, marketCopy{
+			terms: m.terms, seq: m.stream.Seq, halted: m.halted, last: e.marks[m.index], settlement: m.settlement,
+			positions: e.ledger.Positions(m.index), bids: m.copyOrders(record.Buy), asks: m.copyOrders(record.Sell),
+		})
+	}
+	return s
+}
+
+func (m *market) copyOrders(side record.Side) []order.Order {
+	orders := make([]order.Order, 0, m.book.Orders(side))
+	m.book.Each(side, func(o *order.Order) bool {
+		orders = append(orders, *o)
+		return true
+	})
+	return orders
+}
+
+func (s *snapshot) state() State {
+	lines := []string{
+		fmt.Sprintf("exchange global=%d last_order=%d last_trade=%d day=%d account_seq=%d",
+			s.global, s.lastOrderID, s.lastTradeID, s.day, s.accountSeq),
+	}
+	slices.SortFunc(s.markets, func(a, b marketCopy) int { return strings.Compare(a.terms.Symbol.String(), b.terms.Symbol.String()) })
+	for i := range s.markets {
+		lines = append(lines, s.markets[i].line())
+	}
+	lines = s.appendAccounts(lines)
+	for i := range s.markets {
+		lines = s.markets[i].appendOrders(lines, record.Buy, s.markets[i].bids)
+		lines = s.markets[i].appendOrders(lines, record.Sell, s.markets[i].asks)
+	}
+	return State{Lines: lines, Global: s.global}
+}
+
+func (m *marketCopy) line() string {
 	t := &m.terms
 	return fmt.Sprintf("instrument %s seq=%d halted=%t last=%d settlement=%d limits=%d…%d width_bp=%d tick=%de-%d tick_value=%d margin_ppm=%d/%d fees=%s:%d/%d/%d max_order=%d position_limit=%d",
-		t.Symbol, m.stream.Seq, m.halted, e.marks[m.index], m.settlement, t.LowerLimit, t.UpperLimit, t.PriceLimitBP,
+		t.Symbol, m.seq, m.halted, m.last, m.settlement, t.LowerLimit, t.UpperLimit, t.PriceLimitBP,
 		t.TickSize, t.Decimals, t.TickValue, t.LongMarginPPM, t.ShortMarginPPM,
 		t.FeeMode, t.FeeOpen, t.FeeClose, t.FeeCloseToday, t.MaxOrderVolume, t.PositionLimit)
 }
 
-func (e *Exchange) accountLines(markets []*market) []string {
-	ids := e.AccountIDs()
-	slices.Sort(ids)
-	var lines []string
-	for _, id := range ids {
-		i, _ := e.ledger.Find(id)
-		a := e.ledger.Account(i)
+// appendAccounts appends the accounts by their ids, each with its positions.
+func (s *snapshot) appendAccounts(lines []string) []string {
+	byID := make([]int, len(s.accounts))
+	for i := range byID {
+		byID[i] = i
+	}
+	slices.SortFunc(byID, func(a, b int) int { return cmp.Compare(s.accounts[a].ID, s.accounts[b].ID) })
+	for _, i := range byID {
+		a := &s.accounts[i]
 		lines = append(lines, fmt.Sprintf("account %d balance=%d frozen=%d+%d margin=%d available=%d",
-			id, a.Balance, a.FrozenMargin, a.FrozenFee, a.Margin, a.Available()))
-		for _, m := range markets {
-			p := *e.ledger.Position(m.index, i)
+			a.ID, a.Balance, a.FrozenMargin, a.FrozenFee, a.Margin, a.Available()))
+		for n := range s.markets {
+			p := &s.markets[n].positions[i]
 			p.Bids.Best, p.Asks.Best = 0, 0 // a bound, not a state
-			if p != (account.Position{}) {
-				lines = append(lines, positionLine(id, m.terms.Symbol, &p))
+			if *p != (account.Position{}) {
+				lines = append(lines, positionLine(a.ID, s.markets[n].terms.Symbol, p))
 			}
 		}
 	}
@@ -81,14 +126,13 @@ func holdingText(h *account.Holding) string {
 		h.Today.Volume, h.Today.Cost, h.Today.Frozen, h.History.Volume, h.History.Cost, h.History.Frozen, h.Margin, h.Opening)
 }
 
-func (m *market) orderLines(side record.Side) []string {
-	lines := make([]string, 0, m.book.Orders(side))
-	m.book.Each(side, func(o *order.Order) bool {
+func (m *marketCopy) appendOrders(lines []string, side record.Side, orders []order.Order) []string {
+	for i := range orders {
+		o := &orders[i]
 		lines = append(lines, fmt.Sprintf("order %s %s %d id=%d client=%d account=%d %s %s %s price=%d volume=%d remaining=%d frozen=%d+%d",
-			m.terms.Symbol, side, len(lines), o.ID, o.ClientOrderID, o.Account, o.Offset, o.Kind, o.TimeInForce,
+			m.terms.Symbol, side, i, o.ID, o.ClientOrderID, o.Account, o.Offset, o.Kind, o.TimeInForce,
 			o.Price, o.Volume, o.Remaining, o.FrozenMargin, o.FrozenFee))
-		return true
-	})
+	}
 	return lines
 }
 
