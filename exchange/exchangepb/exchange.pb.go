@@ -420,8 +420,9 @@ type SubmitRequest struct {
 	Price      string `protobuf:"bytes,8,opt,name=price,proto3" json:"price,omitempty"`
 	PriceTicks int64  `protobuf:"varint,9,opt,name=price_ticks,json=priceTicks,proto3" json:"price_ticks,omitempty"`
 	Volume     int64  `protobuf:"varint,10,opt,name=volume,proto3" json:"volume,omitempty"`
-	// Answer only when the order's records are on disk on a quorum of the
-	// instrument's shard. The order trades at once either way.
+	// Answer only when the order's records, and all before them, are on disk on a
+	// quorum of their shards: when an exchange can be rebuilt with the order in it.
+	// The order trades at once either way.
 	Durable       bool `protobuf:"varint,11,opt,name=durable,proto3" json:"durable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -709,7 +710,7 @@ type OrderResponse struct {
 	// The order's last record in its instrument's stream; 0 when rejected.
 	Seq    uint64 `protobuf:"varint,8,opt,name=seq,proto3" json:"seq,omitempty"`
 	Global uint64 `protobuf:"varint,9,opt,name=global,proto3" json:"global,omitempty"`
-	// True when the answer waited for the records to be durable on a quorum. An
+	// True when the answer waited until an exchange can be rebuilt with them. An
 	// answer to a durable request without it says in message why not; the order
 	// stands all the same.
 	Durable       bool `protobuf:"varint,10,opt,name=durable,proto3" json:"durable,omitempty"`
