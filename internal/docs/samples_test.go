@@ -32,7 +32,7 @@ func TestSamplesAreAsDescribed(t *testing.T) {
 		"Outbox header, 256 bytes":  file(t, filepath.Join(box, "control"))[:256],
 		"Segment":                   file(t, filepath.Join(box, "segment-00000000000000000000")),
 		"Cursor":                    file(t, filepath.Join(box, "cursor-a")),
-		"Term and vote, 40 bytes":            writeVote(t),
+		"Term and vote, 40 bytes":   writeVote(t),
 		"Segment header, 128 bytes": golden(t, "storagenode/wal/testdata/v1/0000000000000001.wal"),
 		"SHARD file":                golden(t, "storagenode/store/testdata/shard-v1/SHARD"),
 		"MANIFEST":                  golden(t, "storagenode/store/testdata/shard-v1/instruments/IF2501/MANIFEST"),
