@@ -22,7 +22,7 @@
 // and frees without trading is in its own records.
 //
 // Settlement alone is several transactions, each of which leaves a state that
-// stands: live orders are cancelled in portions of settleChunk, then one
+// stands: live orders are cancelled in portions of up to settleChunk, then one
 // transaction holds a Settlement for every instrument, which is the event from
 // which everything follows, and then AccountUpdates restate, in portions, every
 // position that was marked.

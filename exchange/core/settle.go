@@ -38,6 +38,9 @@ type Settled struct {
 // sets the next day's limits. prices names every listed instrument once; day is
 // yyyymmdd and above the day settled last.
 //
+// A settlement that would take a balance beyond account.BalanceBound is refused
+// as a whole, with BadAmount and the account.
+//
 // When the outbox has no room at all, Settle stops with BacklogFull before positions
 // are marked; orders that were cancelled until then stay cancelled, and the
 // call can be repeated.
