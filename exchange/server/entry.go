@@ -19,9 +19,8 @@ type orderEntry struct {
 
 // request is a request for order entry, of any kind.
 type request struct {
-	name       string // for the metrics
-	instrument string
-	durable    bool
+	name    string // for the metrics
+	durable bool
 	// enter takes the request to the router, and refuse has it refused there.
 	enter  func() (core.Result, *reject)
 	refuse func(why risk.Reason) core.Result
@@ -29,7 +28,7 @@ type request struct {
 
 func (e *orderEntry) submit(r *pb.SubmitRequest) request {
 	return request{
-		name: "submit", instrument: r.Instrument, durable: r.Durable,
+		name: "submit", durable: r.Durable,
 		enter: func() (core.Result, *reject) {
 			n, bad := e.newOrder(r)
 			if isMalformed(bad) {
@@ -46,7 +45,7 @@ func (e *orderEntry) submit(r *pb.SubmitRequest) request {
 
 func (e *orderEntry) cancel(r *pb.CancelRequest) request {
 	return request{
-		name: "cancel", instrument: r.Instrument, durable: r.Durable,
+		name: "cancel", durable: r.Durable,
 		enter: func() (core.Result, *reject) {
 			sym, _, bad := e.termsOf(r.Instrument)
 			return e.x.Router().Cancel(&core.CancelOrder{Instrument: sym, Account: r.Account, OrderID: r.OrderId}), bad
@@ -64,7 +63,7 @@ func (e *orderEntry) amend(r *pb.AmendRequest) request {
 		return e.x.Router().RefuseChange(sym, r.Account, r.OrderId, why)
 	}
 	return request{
-		name: "amend", instrument: r.Instrument, durable: r.Durable, refuse: refuse,
+		name: "amend", durable: r.Durable, refuse: refuse,
 		enter: func() (core.Result, *reject) {
 			a, bad := e.amendOrder(r)
 			if isMalformed(bad) {
