@@ -59,5 +59,6 @@
 //
 // <outbox>.state holds the last known state: a global number and the hash of the
 // state after that record. It is replaced at an orderly end, and every
-// Config.StateEvery in between. Removing it gives up the comparison, nothing else.
+// Config.StateEvery in between. Removing it gives up the comparison, and the note
+// that records were dropped, after which no start is possible: ErrDropped.
 package exchange
