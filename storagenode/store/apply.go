@@ -38,8 +38,8 @@ func (s *Shard) OpenStream(index uint64, sym record.Symbol, epoch uint64) (OpenR
 // change, and returns the instrument's last seq. Refusals (*refusal.Error):
 // CODE_NOT_OWNER, CODE_FENCED, CODE_DUPLICATE, CODE_GAP; any other error is
 // fatal. One Raft entry carries one batch: an entry whose index the instrument
-// has seen already is taken for a replay and skipped without an error. Append
-// waits when the memtables are at twice their bound. FSM goroutine only.
+// has seen already is taken for a replay and skipped without an error, but the one
+// that the instrument ends with must be the same again. Append waits when the memtables are at twice their bound. FSM goroutine only.
 //
 // b must come from record.ParseBatch, or from record.TrustBatch of bytes that
 // were checked before.

@@ -62,7 +62,7 @@ func TestEveryFlippedByteIsNoticed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if sum, err := Verify(fs, "shard", func(f Finding) { t.Errorf("%+v", f) }); err != nil || sum != (Summary{Files: 4, Records: 6, Bytes: 6 * record.Size}) {
+	if sum, err := Verify(fs, "shard", func(f Finding) { t.Errorf("%+v", f) }); err != nil || sum != (Summary{Files: 4, Records: 6, Bytes: 6 * record.Size, Index: 4}) {
 		t.Errorf("summary %+v, %v", sum, err)
 	}
 }

@@ -84,6 +84,9 @@ func (in *instrument) openStream(index, epoch uint64) (OpenResult, error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	v := in.view.Load()
+	if index == v.index && index > in.since && epoch != v.epoch {
+		return OpenResult{}, in.otherEntry(v, "one that opens epoch %d", epoch)
+	}
 	if index > v.index { // else a replay of what is covered
 		if epoch <= v.epoch {
 			return OpenResult{}, in.fenced(v, "open with epoch %d: epoch %d is open already; use a higher one", epoch, v.epoch)
@@ -102,7 +105,10 @@ func (in *instrument) append(index uint64, b *record.Batch) (before, after *view
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	v := in.view.Load()
-	if index <= v.index {
+	switch last := &b.Records[len(b.Records)-1]; {
+	case index == v.index && (v.lastRecord == nil || *v.lastRecord != *last || v.epoch != b.Epoch):
+		return v, v, in.otherEntry(v, "a batch of epoch %d, seq %d to %d", b.Epoch, b.FirstSeq, last.Seq)
+	case index <= v.index:
 		return v, v, nil
 	}
 	if err := in.check(v, b); err != nil {
@@ -111,6 +117,15 @@ func (in *instrument) append(index uint64, b *record.Batch) (before, after *view
 	next := v.withBatch(index, b)
 	in.publish(next)
 	return v, next, nil
+}
+
+// otherEntry is the error for a replay that hands over, at the index of the entry
+// that v ends with, an entry that did not make v: the log is another than the one
+// that the records came from. To skip the entry, as a replay is skipped, would
+// leave this replica different from the others.
+func (in *instrument) otherEntry(v *view, format string, args ...any) error {
+	return fmt.Errorf("instrument %s: %w: the log's entry %d is %s, but the store holds the effect of another one there, of epoch %d up to seq %d: replace the member",
+		in.sym, ErrCorrupt, v.index, fmt.Sprintf(format, args...), v.epoch, v.lastSeq)
 }
 
 // withBatch returns the view with b at its end.

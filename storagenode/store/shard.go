@@ -79,6 +79,20 @@ func (s *Shard) Advance(index uint64) { s.noteApplied(index) }
 // Snapshot.Persist.
 func (s *Shard) DurableIndex() uint64 { return s.covered.Load() }
 
+// HighestIndex returns the Raft index of the latest entry that the shard shows the
+// effect of. Right after Open it is the latest whose effect the directory holds,
+// which may be above DurableIndex: instruments are flushed one by one. A log that
+// ends before it has lost entries. FSM goroutine only, or before there is one.
+func (s *Shard) HighestIndex() uint64 {
+	s.stateMu.Lock()
+	highest := max(s.applied.Load(), s.state.highestIndex())
+	s.stateMu.Unlock()
+	for _, in := range s.owned.Load().sorted {
+		highest = max(highest, in.view.Load().index)
+	}
+	return highest
+}
+
 func (s *Shard) noteApplied(index uint64) {
 	if index > s.applied.Load() { // only the FSM goroutine writes
 		s.applied.Store(index)

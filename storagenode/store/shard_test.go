@@ -127,6 +127,53 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// The log that is replayed must be the one that the records came from: an entry
+// that did not make the state at its index is refused, not skipped.
+func TestReplayOfAnotherLogIsRefused(t *testing.T) {
+	other := makeBatch(t, sym, 5, 11, 5)
+	for name, replay := range map[string]func(*Shard) error{
+		"fewer records": func(s *Shard) error { _, err := s.Append(4, makeBatch(t, sym, 5, 11, 4)); return err },
+		"other epoch":   func(s *Shard) error { _, err := s.Append(4, makeBatch(t, sym, 6, 11, 5)); return err },
+		"other content": func(s *Shard) error {
+			rs := makeRecords(sym, 11, 5)
+			rs[4].Body[3]++
+			b, err := record.AppendBatch(nil, 5, rs)
+			if err != nil {
+				t.Fatal(err)
+			}
+			parsed, err := record.ParseBatch(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = s.Append(4, parsed)
+			return err
+		},
+		"open stream": func(s *Shard) error { _, err := s.OpenStream(4, sym, 9); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			fs := vfs.NewMem()
+			s := opened(t, fs, "shard", smallOptions(t))
+			mustAppend(t, s, 3, 1, 10)
+			mustAppend(t, s, 4, 11, 5)
+			if err := s.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			mustClose(t, s)
+			s = mustOpen(t, fs, "shard", smallOptions(t))
+			defer mustClose(t, s)
+			if s.HighestIndex() != 4 {
+				t.Errorf("highest index %d", s.HighestIndex())
+			}
+			if last, err := s.Append(4, other); err != nil || last != 15 {
+				t.Errorf("the same entry: %d, %v", last, err)
+			}
+			if err := replay(s); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), "entry 4") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
 // A flush right after Open, before the log is replayed, must not claim entries
 // that only one instrument covers.
 func TestFlushBeforeReplayClaimsNothing(t *testing.T) {

@@ -39,6 +39,9 @@ type shardEntry struct {
 	durableSeq uint64
 }
 
+// highestIndex returns the highest index of an entry that the file speaks of.
+func (s *shardState) highestIndex() uint64 { return max(s.ownedIndex, s.covered) }
+
 func (s *shardState) encode() []byte {
 	le := binary.LittleEndian
 	b := make([]byte, shardHeaderSize, shardHeaderSize+len(s.entries)*shardEntrySize+4)

@@ -26,6 +26,9 @@ type Summary struct {
 	Bytes    uint64
 	Records  uint64
 	Findings uint64
+	// Index is the Raft index of the latest entry whose effect the files hold; see
+	// Shard.HighestIndex. Verify of a directory sets it.
+	Index uint64
 }
 
 // Verify re-reads a shard's directory that no process has open and checks every
@@ -101,6 +104,7 @@ func (c *check) dir(dir string) error {
 		return c.damage(path, err)
 	}
 	c.sum.Files++
+	c.sum.Index = state.highestIndex()
 	for i := range state.entries {
 		if err := c.instrument(dir, &state.entries[i]); err != nil {
 			return err
@@ -145,6 +149,7 @@ func (c *check) instrument(dir string, e *shardEntry) error {
 		return nil
 	}
 	c.sum.Files++
+	c.sum.Index = max(c.sum.Index, m.index)
 	if m.lastSeq < e.durableSeq {
 		c.found(path, 0, "instrument %s: the manifest reaches seq %d, but seq %d was durable: restore the replica from a snapshot", e.instrument, m.lastSeq, e.durableSeq)
 	}
