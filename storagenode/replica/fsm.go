@@ -36,6 +36,9 @@ type fsm struct {
 
 	bytesMax int64 // of log entries between two snapshots
 	bytes    int64 // applied since the last snapshot; FSM goroutine only
+	// handed is the index up to which the present Raft instance has handed entries
+	// over; after a start that is behind what the store holds. FSM goroutine only.
+	handed uint64
 
 	mu      sync.Mutex
 	applied uint64        // guarded by mu
@@ -87,7 +90,8 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	if f.failed.Load() {
 		return out
 	}
-	f.advance(logs[len(logs)-1].Index)
+	f.handed = logs[len(logs)-1].Index
+	f.advance(f.handed)
 	if f.bytesMax > 0 && f.bytes >= f.bytesMax {
 		f.bytes = 0
 		f.full()
@@ -167,6 +171,9 @@ func (f *fsm) batch(shard *store.Shard, l *raft.Log) (any, error) {
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if f.failed.Load() {
 		return nil, errors.New("no snapshot: an entry could not be applied")
+	}
+	if err := f.mayCut(); err != nil {
+		return nil, err
 	}
 	live := f.live.Load()
 	if !live.acquire() {
@@ -249,7 +256,7 @@ func (f *fsm) adopt(meta *snapshotMeta) error {
 		return err
 	}
 	f.live.Store(newLiveStore(f.fs, dir, shard))
-	f.bytes = 0
+	f.bytes, f.handed = 0, meta.Raft.Index
 	f.membershipIndex.Store(meta.Raft.ConfigurationIndex)
 	f.setApplied(max(meta.Raft.Index, meta.Covers))
 	if old != nil {

@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	"go.etcd.io/bbolt"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/countinghouse/countinghouse/storagenode/stablestore"
@@ -37,6 +35,7 @@ type Replica struct {
 	snapshots *snapshotStore
 	fsm       *fsm
 	logs      *guardedLog
+	bolt      boltLog // what was read of a log in bbolt when it was opened
 	stable    *guardedStable
 	closers   []io.Closer // of what Open opened, in that order
 	guard     *diskGuard
@@ -152,7 +151,7 @@ func (r *Replica) openLogs() error {
 		io.Closer
 	}
 	if r.cfg.LogStore == LogStoreBolt {
-		logs, err = openBolt(r.path(boltLogFile))
+		logs, r.bolt, err = openBolt(r.path(boltLogFile))
 	} else {
 		logs, err = r.openWAL()
 	}
@@ -176,7 +175,7 @@ func (r *Replica) checkTerm() error {
 		return err
 	}
 	term, err := r.stable.GetUint64([]byte("CurrentTerm"))
-	if err != nil && err.Error() != "not found" { // raft, too, goes by the text
+	if err != nil && !notStored(err) {
 		return err
 	}
 	if term < entry.Term {
@@ -190,17 +189,6 @@ func (r *Replica) openWAL() (*wal.WAL, error) {
 	o := r.cfg.WAL
 	o.OnFatal = r.fatal
 	return wal.Open(r.cfg.FS, r.path(walDir), o)
-}
-
-func openBolt(name string) (*raftboltdb.BoltStore, error) {
-	b, err := raftboltdb.New(raftboltdb.Options{
-		Path:        filepath.Clean(name),
-		BoltOptions: &bbolt.Options{Timeout: boltLockTimeout, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return b, nil
 }
 
 // openStore opens the live store, and the snapshots beside it.
@@ -262,9 +250,8 @@ func (r *Replica) storeOptions() store.Options {
 //     between snapshots: for each instrument it skips the entries up to the index
 //     that it covers. An entry is thus applied once, whether it is met in the
 //     table, in the replay, or in both.
-//   - A snapshot that is taken during such a replay carries a Raft index below
-//     that of its data. Whoever restores it replays the entries between, and
-//     skips them in the same way.
+//   - During such a replay no snapshot is taken, because its data would be ahead of
+//     its index.
 //   - The log is shortened up to a snapshot only, so every entry that the live
 //     store has not made durable is still in the log.
 func (r *Replica) recoverStore() error {
@@ -275,9 +262,17 @@ func (r *Replica) recoverStore() error {
 	r.snapshots.visible = func(m *raft.SnapshotMeta) { r.logs.last.Store(&entryID{m.Index, m.Term}) }
 	durable := r.fsm.live.Load().shard.DurableIndex()
 	r.fsm.setApplied(durable)
-	if newest == nil {
-		return nil
+	if newest != nil {
+		if err := r.catchUpWith(newest, durable); err != nil {
+			return err
+		}
 	}
+	return r.checkLog(newest)
+}
+
+// catchUpWith brings a store that is durable up to the given index up to a
+// snapshot; see recoverStore.
+func (r *Replica) catchUpWith(newest *snapshotMeta, durable uint64) error {
 	r.snapshots.visible(&newest.Raft)
 	r.fsm.membershipIndex.Store(newest.Raft.ConfigurationIndex)
 	if durable < newest.Covers {

@@ -35,9 +35,9 @@ const (
 type snapshotMeta struct {
 	Version int               `json:"version"`
 	Raft    raft.SnapshotMeta `json:"raft"`
-	// Covers is the Raft index of the last entry whose effect the data holds. It
-	// differs from the snapshot's own index, which also counts entries that
-	// change no data, and may be above it: see the comment of recoverStore.
+	// Covers is the Raft index of the last entry whose effect the data holds. It may
+	// be below the snapshot's own index, which also counts entries that change no
+	// data, and is never above it: see fsm.mayCut.
 	Covers uint64 `json:"covers"`
 }
 

@@ -1,12 +1,13 @@
 package replica
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"go.etcd.io/bbolt"
 
+	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/stablestore"
 	"github.com/countinghouse/countinghouse/storagenode/store"
 	"github.com/countinghouse/countinghouse/storagenode/wal"
@@ -38,6 +39,11 @@ type verification struct {
 	dir    string
 	report func(Finding)
 	sum    VerifySummary
+	// What logExtent compares. unknown is set once a part that it needs is damaged.
+	extent  logExtent
+	bolt    boltLog
+	applied uint64
+	unknown bool
 }
 
 // VerifyDataDir checks everything in the data directory of a stopped node: its
@@ -52,7 +58,7 @@ func VerifyDataDir(fs vfs.FS, dir string, report func(Finding)) (VerifySummary, 
 		return v.sum, err
 	}
 	defer unlock()
-	for _, check := range []func() error{v.identity, v.store, v.stable, v.log, v.snapshots} {
+	for _, check := range []func() error{v.identity, v.store, v.stable, v.log, v.snapshots, v.lost} {
 		if err := check(); err != nil {
 			return v.sum, fmt.Errorf("verify %s: %w", dir, err)
 		}
@@ -109,12 +115,30 @@ func (v *verification) store() error {
 	v.sum.Files += sum.Files
 	v.sum.Bytes += sum.Bytes
 	v.sum.Records += sum.Records
+	v.applied = sum.Index
 	return err
+}
+
+// lost compares the extent of the log with what the store holds; see logExtent.
+func (v *verification) lost() error {
+	if v.unknown {
+		return nil
+	}
+	if err := v.bolt.checkMissing(v.extent.snapshot); err != nil {
+		v.found(Finding{File: v.path(boltLogFile), What: err.Error()})
+	}
+	if err := v.extent.check(v.applied); err != nil {
+		v.found(Finding{File: v.dir, What: err.Error()})
+	}
+	return nil
 }
 
 func (v *verification) log() error {
 	if _, err := v.fs.Stat(v.path(boltLogFile)); err == nil {
 		return v.boltLog()
+	}
+	if _, err := v.fs.Stat(v.path(walDir)); isNotExist(err) {
+		return nil // lost tells a node that was only begun from one that lost its log
 	}
 	sum, err := wal.Verify(v.fs, v.path(walDir), func(f wal.Finding) {
 		v.found(Finding{File: f.File, Offset: f.Offset, What: f.Reason, Harmless: f.Torn})
@@ -122,6 +146,7 @@ func (v *verification) log() error {
 	v.sum.Files += uint64(sum.Segments)
 	v.sum.Bytes += uint64(sum.Bytes)
 	v.sum.LogEntries, v.sum.LogFirst, v.sum.LogLast = sum.Entries, sum.FirstIndex, sum.LastIndex
+	v.extent.first, v.extent.last, v.unknown = sum.FirstIndex, sum.LastIndex, v.unknown || sum.Damaged > 0
 	return err
 }
 
@@ -139,23 +164,20 @@ func (v *verification) stable() error {
 	return nil
 }
 
-// boltLog checks the pages of a log in bbolt, which keeps no checksums of its
-// values; those of the batches are checked when they are read.
+// boltLog checks the entries of a log in bbolt.
 func (v *verification) boltLog() error {
-	db, err := bbolt.Open(v.path(boltLogFile), 0o600, &bbolt.Options{ReadOnly: true})
-	if err != nil {
-		v.found(Finding{File: v.path(boltLogFile), What: fmt.Sprintf("%v; replace the member", err)})
+	name := v.path(boltLogFile)
+	l, err := readBoltLog(name)
+	v.bolt = l
+	v.sum.Files++
+	v.sum.Bytes += uint64(l.bytes)
+	v.sum.LogEntries, v.sum.LogFirst, v.sum.LogLast = l.entries, l.first, l.last
+	v.extent.first, v.extent.last, v.unknown = l.first, l.last, v.unknown || err != nil
+	if errors.Is(err, record.ErrCorrupt) || errors.Is(err, record.ErrVersion) {
+		v.found(Finding{File: name, What: err.Error()})
 		return nil
 	}
-	defer db.Close()
-	v.sum.Files++
-	return db.View(func(tx *bbolt.Tx) error {
-		v.sum.Bytes += uint64(tx.Size())
-		for err := range tx.Check() {
-			v.found(Finding{File: v.path(boltLogFile), What: fmt.Sprintf("%v; replace the member", err)})
-		}
-		return nil
-	})
+	return err
 }
 
 func (v *verification) snapshots() error {
@@ -180,10 +202,13 @@ func (v *verification) snapshots() error {
 func (v *verification) snapshot(all, name string) {
 	v.sum.Snapshots++
 	dir := v.fs.PathJoin(all, name)
-	if _, err := (&snapshotStore{fs: v.fs, dir: all}).readMeta(name); err != nil {
+	meta, err := (&snapshotStore{fs: v.fs, dir: all}).readMeta(name)
+	if err != nil {
+		v.unknown = true
 		v.found(Finding{File: v.fs.PathJoin(dir, metaFile), What: fmt.Sprintf("%v; take another snapshot", err)})
 		return
 	}
+	v.extent.snapshot = max(v.extent.snapshot, meta.Raft.Index)
 	listing, err := store.VerifyDir(v.fs, v.fs.PathJoin(dir, dataDir))
 	if err != nil {
 		v.found(Finding{File: dir, What: fmt.Sprintf("%v; take another snapshot", err)})
