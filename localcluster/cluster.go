@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -55,6 +54,7 @@ type Member struct {
 type Cluster struct {
 	options Options
 	ports   ports
+	lock    *os.File // of the directory; closed by Close
 
 	mu        sync.Mutex
 	members   []Member
@@ -65,11 +65,11 @@ const (
 	startTimeout = 30 * time.Second
 	stopGrace    = 10 * time.Second
 	dialPause    = 20 * time.Millisecond
-	logTailBytes = 2 << 10
 )
 
 // Start starts all nodes and waits until each one accepts connections. On error
-// the nodes that did start are killed.
+// the nodes that did start are killed. It matches ErrInUse if another process runs
+// the cluster of the directory, and ErrLayout if that cluster has another layout.
 func Start(ctx context.Context, o Options) (*Cluster, error) {
 	c, err := plan(o)
 	if err != nil {
@@ -100,19 +100,40 @@ func plan(o Options) (*Cluster, error) {
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("local cluster: %w", err)
 	}
-	o.Shards = slices.Clone(o.Shards)
-	c := &Cluster{options: o, processes: map[string]*process{}}
-	addresses, err := c.ports.assign(o)
-	for _, s := range o.Shards {
-		if err == nil {
-			err = c.addShard(s, addresses)
-		}
-	}
+	lock, err := lockDir(o.Dir)
 	if err != nil {
-		c.ports.release()
+		return nil, err
+	}
+	o.Shards = slices.Clone(o.Shards)
+	c := &Cluster{options: o, lock: lock, processes: map[string]*process{}}
+	if err := c.layOut(); err != nil {
+		c.release()
 		return nil, err
 	}
 	return c, nil
+}
+
+// layOut gives every member its address and its command line.
+func (c *Cluster) layOut() error {
+	if err := c.options.checkLayout(); err != nil {
+		return err
+	}
+	addresses, err := c.ports.assign(c.options)
+	if err != nil {
+		return err
+	}
+	for _, s := range c.options.Shards {
+		if err := c.addShard(s, addresses); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// release gives the ports and the directory back.
+func (c *Cluster) release() {
+	c.ports.release()
+	_ = c.lock.Close() // which ends the lock
 }
 
 // addShard lays out the first voters of a shard.
@@ -182,7 +203,7 @@ func (o Options) check() error {
 	return nil
 }
 
-// awaitListening returns when the member's port accepts a connection, or with
+// awaitListening returns when the member's process listens on its port, or with
 // what the process printed when it ended before that.
 func (c *Cluster) awaitListening(ctx context.Context, m Member) error {
 	_, p, err := c.find(m.ID)
@@ -193,21 +214,18 @@ func (c *Cluster) awaitListening(ctx context.Context, m Member) error {
 	if exited == nil {
 		return p.endedAtStart()
 	}
-	dialer := net.Dialer{Timeout: time.Second}
+	ticker := time.NewTicker(dialPause)
+	defer ticker.Stop()
 	for {
-		conn, err := dialer.DialContext(ctx, "tcp", m.Listen)
-		if err == nil {
-			return conn.Close()
+		if own, err := p.listens(); own || err != nil {
+			return err
 		}
-		timer := time.NewTimer(dialPause)
 		select {
-		case <-timer.C:
+		case <-ticker.C:
 		case <-exited:
-			timer.Stop()
 			return p.endedAtStart()
 		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("node %s does not listen on %s: %w: %s", m.ID, m.Listen, ctx.Err(), strings.TrimSpace(p.logTail(logTailBytes)))
+			return fmt.Errorf("node %s does not listen on %s: %w%s", m.ID, m.Listen, ctx.Err(), p.printed())
 		}
 	}
 }
@@ -322,13 +340,40 @@ func (c *Cluster) Running(id string) bool {
 	return err == nil && p.running() != nil
 }
 
-// LogTail returns the last bytes of what the node has printed.
+// LogTail returns the last lines that the node has printed since it was started.
 func (c *Cluster) LogTail(id string) string {
 	_, p, err := c.find(id)
 	if err != nil {
 		return ""
 	}
-	return p.logTail(logTailBytes)
+	return p.logTail()
+}
+
+// NotifyEnds calls ended for each node whose present process ends before ctx does,
+// and returns when ctx has ended or no node runs. How the process ended, nil for
+// exit code 0, is passed on.
+func (c *Cluster) NotifyEnds(ctx context.Context, ended func(Member, error)) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex // ended is called by one at a time
+	for _, m := range c.Members() {
+		_, p, err := c.find(m.ID)
+		if err != nil {
+			continue
+		}
+		wg.Go(func() {
+			if exited := p.running(); exited != nil {
+				select {
+				case <-exited:
+				case <-ctx.Done():
+					return
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			ended(m, p.end())
+		})
+	}
+	wg.Wait()
 }
 
 // Stop asks all nodes to end, at once, kills those that take too long, and closes
@@ -338,11 +383,11 @@ func (c *Cluster) Stop() {
 	c.Close()
 }
 
-// Close kills all nodes that run and gives their ports back. No node of c may be
+// Close kills all nodes that run and gives their ports and the directory back. No node of c may be
 // started after it.
 func (c *Cluster) Close() {
 	c.Kill()
-	c.ports.release()
+	c.release()
 }
 
 // Kill ends all nodes with SIGKILL. They can be started again.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -116,11 +117,13 @@ func TestAddressesAreKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	first.Close()
 	o.Shards = append(o.Shards, Shard{Name: "s3", Replicas: 1})
 	second, err := plan(o)
 	if err != nil {
 		t.Fatal(err)
 	}
+	second.Close()
 	for i, m := range first.Members() {
 		if second.Members()[i] != m {
 			t.Errorf("%s moved from %s to %s", m.ID, m.Address, second.Members()[i].Address)
@@ -141,6 +144,142 @@ func TestStartSaysWhyANodeEnded(t *testing.T) {
 	}
 	if err == nil || !strings.Contains(err.Error(), "no such disk") {
 		t.Fatalf("got %v, want what the node printed", err)
+	}
+}
+
+// What another cluster in the directory printed before says nothing about this start.
+func TestOnlyThisStartIsQuoted(t *testing.T) {
+	o := options(t, "--fail")
+	log := strings.Repeat("an old line\n", 100) + strings.Repeat("x", 5000) + "\n"
+	for _, s := range o.Shards {
+		for i := range s.Replicas {
+			if err := os.WriteFile(logName(o.Dir, memberID(s, i)), []byte(log), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_, err := Start(t.Context(), o)
+	if err == nil || !strings.Contains(err.Error(), "no such disk") || strings.Contains(err.Error(), "old line") || strings.Contains(err.Error(), "xx") {
+		t.Errorf("got %v", err)
+	}
+	p := &process{logFile: filepath.Join(t.TempDir(), "log")}
+	if err := os.WriteFile(p.logFile, []byte(log), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	tail := strings.Split(p.logTail(), "\n")
+	if last := []rune(tail[len(tail)-1]); len(tail) > logTailLines || len(last) != logLineRunes+1 {
+		t.Errorf("%d lines, the last of %d runes", len(tail), len(last))
+	}
+}
+
+// A second start in the directory of a running cluster must not take the nodes of
+// the first one for its own.
+func TestOneClusterInADirectory(t *testing.T) {
+	o := options(t)
+	first, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(first.Close)
+	_, err = Start(t.Context(), o)
+	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", os.Getpid())) {
+		t.Errorf("got %v", err)
+	}
+	first.Close()
+	second, err := Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.Close()
+}
+
+// A port on which somebody else listens is not the node's.
+func TestAForeignListenerIsNotTheNode(t *testing.T) {
+	o := options(t)
+	c, err := plan(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := c.Of("s1")[0]
+	c.Close()
+	l, err := net.Listen("tcp", m.Listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if _, err := Start(t.Context(), o); err == nil || !strings.Contains(err.Error(), m.ID) || !strings.Contains(err.Error(), "address already in use") {
+		t.Errorf("got %v", err)
+	}
+	if own, err := listens(os.Getpid(), m.Listen); err != nil || !own {
+		t.Errorf("this process listens: %t, %v", own, err)
+	}
+	if own, err := listens(os.Getppid(), m.Listen); err != nil || own {
+		t.Errorf("its parent listens: %t, %v", own, err)
+	}
+}
+
+func TestAnotherLayoutIsRefused(t *testing.T) {
+	o := options(t)
+	c, err := plan(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, err := c.WriteMap()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(*Options){
+		`"test", not "other"`:  func(o *Options) { o.Cluster = "other" },
+		"2 shards, not 1":      func(o *Options) { o.Shards = o.Shards[:1] },
+		"no shard s3":          func(o *Options) { o.Shards[1].Name = "s3" },
+		"3 replicas, not 5":    func(o *Options) { o.Shards[0].Replicas = 5 },
+		"instruments A, not C": func(o *Options) { o.Shards[0].Instruments = []string{"C"} },
+	} {
+		changed := o
+		changed.Shards = slices.Clone(o.Shards)
+		change(&changed)
+		if _, err := Start(t.Context(), changed); !errors.Is(err, ErrLayout) || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	if after, err := os.ReadFile(path); err != nil || string(after) != string(before) {
+		t.Errorf("the shard map was changed: %v", err)
+	}
+	again, err := plan(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Close()
+}
+
+func TestEndsAreNotified(t *testing.T) {
+	c, err := Start(t.Context(), options(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ends, done := make(chan string, 4), make(chan struct{})
+	go func() {
+		defer close(done)
+		c.NotifyEnds(ctx, func(m Member, err error) { ends <- fmt.Sprint(m.ID, " ", err) })
+	}()
+	if err := c.KillNode("s1-1"); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-ends; got != "s1-1 signal: killed" {
+		t.Errorf("got %q", got)
+	}
+	cancel()
+	<-done
+	if len(ends) > 0 {
+		t.Errorf("%s was said to have ended", <-ends)
 	}
 }
 
@@ -165,6 +304,7 @@ func TestOptionsAreChecked(t *testing.T) {
 	if err := c.KillNode("nobody"); err == nil {
 		t.Error("an unknown node must be an error")
 	}
+	t.Cleanup(c.Close)
 	if err := c.StartNode(t.Context(), "nobody"); err == nil || c.Running("nobody") {
 		t.Error("an unknown node must be an error")
 	}

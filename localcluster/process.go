@@ -18,6 +18,7 @@ type process struct {
 	address string
 	argv    []string
 	logFile string
+	logFrom int64 // size of the file when the present process was started; guarded by mu
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
@@ -38,6 +39,11 @@ func (p *process) start() error {
 		return fmt.Errorf("node %s: log file: %w", p.id, err)
 	}
 	defer log.Close()
+	info, err := log.Stat()
+	if err != nil {
+		return fmt.Errorf("node %s: log file: %w", p.id, err)
+	}
+	p.logFrom = info.Size()
 	cmd := exec.Command(p.argv[0], p.argv[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -104,34 +110,75 @@ func (p *process) stop(grace time.Duration) error {
 }
 
 func (p *process) endError() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.err != nil {
-		return fmt.Errorf("node %s: %w: %s", p.id, p.err, strings.TrimSpace(p.logTail(logTailBytes)))
+	if err := p.end(); err != nil {
+		return fmt.Errorf("node %s: %w%s", p.id, err, p.printed())
 	}
 	return nil
 }
 
-// logTail returns the last bytes of what the process printed, for error messages.
-func (p *process) logTail(bytesMax int64) string {
+// end returns how the last process ended.
+func (p *process) end() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
+}
+
+// listens reports whether the present process listens on its address.
+func (p *process) listens() (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return false, nil
+	}
+	return listens(p.cmd.Process.Pid, p.address)
+}
+
+const (
+	logTailBytes = 4 << 10
+	logTailLines = 6
+	logLineRunes = 200
+)
+
+// logTail returns the last lines that the process printed since it was started,
+// each cut to a width that can be read.
+func (p *process) logTail() string {
+	p.mu.Lock()
+	from := p.logFrom
+	p.mu.Unlock()
 	f, err := os.Open(p.logFile)
 	if err != nil {
 		return ""
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err == nil && info.Size() > bytesMax {
-		if _, err := f.Seek(-bytesMax, 2); err != nil {
-			return ""
+	info, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	begin := max(from, info.Size()-logTailBytes)
+	b := make([]byte, max(0, info.Size()-begin))
+	n, _ := f.ReadAt(b, begin) // fewer bytes if the file shrank
+	lines := strings.Split(strings.TrimSpace(string(b[:n])), "\n")
+	lines = lines[max(0, len(lines)-logTailLines):]
+	for i, line := range lines {
+		if runes := []rune(line); len(runes) > logLineRunes {
+			lines[i] = string(runes[:logLineRunes]) + "…"
 		}
 	}
-	b := make([]byte, bytesMax)
-	n, _ := f.Read(b)
-	return string(b[:n])
+	return strings.Join(lines, "\n")
+}
+
+// printed returns logTail as the end of an error message.
+func (p *process) printed() string {
+	tail := p.logTail()
+	if tail == "" {
+		return " (it has printed nothing)"
+	}
+	return "; it has printed, in " + p.logFile + ":\n" + tail
 }
 
 func logName(dir, id string) string { return filepath.Join(dir, id+".log") }
 
 // endedAtStart returns the error of a process that ended before it served.
 func (p *process) endedAtStart() error {
-	return fmt.Errorf("node %s ended at its start: %s", p.id, strings.TrimSpace(p.logTail(logTailBytes)))
+	return fmt.Errorf("node %s ended at its start%s", p.id, p.printed())
 }
