@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -37,7 +40,11 @@ func spread(instruments []string, n, replicas int) []localcluster.Shard {
 }
 
 func newCluster(s *settings) *cobra.Command {
-	cmd := &cobra.Command{Use: "cluster", Short: "Run a cluster of storage nodes on this machine", Args: cobra.NoArgs}
+	cmd := &cobra.Command{
+		Use: "cluster", Short: "Run a cluster of storage nodes on this machine", Args: cobra.NoArgs,
+		// Without this, cobra prints the help for any unknown word, and succeeds.
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
 	cmd.AddCommand(newClusterUp(s))
 	return cmd
 }
@@ -51,11 +58,15 @@ func newClusterUp(s *settings) *cobra.Command {
 		Short: "Start storage nodes in the foreground and stop them on Ctrl-C",
 		Long: "Starts storage nodes as processes of their own on loopback ports, prints where they are,\n" +
 			"and writes a shard map that exchange and the reading commands take. The data stays in --data-dir;\n" +
-			"started there again, the cluster goes on with it.",
+			"started there again with the same shards, replicas and instruments, the cluster goes on with it.\n" +
+			"A node that ends by itself is not started again; the exit code is then 1.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if shards < 1 || shards > 64 {
 				return output.Exit(output.ExitUsage, fmt.Errorf("--shards-count %d: use 1 to 64", shards))
+			}
+			if replicas < 1 || replicas > 7 || replicas%2 == 0 {
+				return output.Exit(output.ExitUsage, fmt.Errorf("--replicas %d: use 1, 3, 5 or 7", replicas))
 			}
 			for _, name := range instruments {
 				if _, err := instrumentArg(name); err != nil {
@@ -83,6 +94,9 @@ func (s *settings) clusterUp(cmd *cobra.Command, dir, name string, layout []loca
 		return err
 	}
 	c, err := localcluster.Start(cmd.Context(), localcluster.Options{Cluster: name, Dir: dir, Command: command, Shards: layout})
+	if errors.Is(err, localcluster.ErrLayout) {
+		return output.Exit(output.ExitUsage, fmt.Errorf("--shards-count, --replicas, --instruments, --cluster: %w", err))
+	}
 	if err != nil {
 		return err
 	}
@@ -91,20 +105,80 @@ func (s *settings) clusterUp(cmd *cobra.Command, dir, name string, layout []loca
 	if err != nil {
 		return err
 	}
-	if err := c.AwaitLeaders(cmd.Context()); err != nil {
-		return err
-	}
-	m, p := c.Map(), s.printer(cmd)
-	if s.format == output.JSON {
-		if err := p.JSON(map[string]any{"shard_map": path, "shards": m.Shards}); err != nil {
-			return err
+	u := &upkeep{p: s.printer(cmd), cluster: c, leaders: make(chan error, 1), ends: make(chan nodeEnd, len(c.Members()))}
+	err = u.run(cmd.Context(), func() error {
+		if s.format == output.JSON {
+			return u.p.JSON(map[string]any{"shard_map": path, "shards": c.Map().Shards})
 		}
-	} else {
-		printCluster(p, path, m)
+		printCluster(u.p, path, c.Map())
+		return nil
+	})
+	u.p.Note("stopping the storage nodes")
+	return err
+}
+
+// nodeEnd is the end of a node's process.
+type nodeEnd struct {
+	member localcluster.Member
+	err    error // nil for exit code 0
+}
+
+// upkeep is the time while a cluster runs.
+type upkeep struct {
+	p       *output.Printer
+	cluster *localcluster.Cluster
+	leaders chan error   // whether every shard has found a leader
+	ends    chan nodeEnd // with room for all
+	ended   []string     // ids of nodes that have ended by themselves
+}
+
+// run calls ready when every shard has a leader, reports nodes that end by
+// themselves, and returns when ctx ends or no node is left.
+func (u *upkeep) run(ctx context.Context, ready func() error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { u.leaders <- u.cluster.AwaitLeaders(ctx) }()
+	go func() {
+		defer close(u.ends)
+		u.cluster.NotifyEnds(ctx, func(m localcluster.Member, err error) { u.ends <- nodeEnd{m, err} })
+	}()
+	for {
+		select {
+		case err := <-u.leaders:
+			if ctx.Err() != nil { // Ctrl-C, which is how a cluster is stopped
+				return u.verdict()
+			}
+			if err == nil {
+				err = ready()
+			}
+			if err != nil {
+				return errors.Join(err, u.verdict())
+			}
+		case end, more := <-u.ends:
+			if !more { // no node runs, or ctx has ended
+				return u.verdict()
+			}
+			u.report(end)
+		}
 	}
-	<-cmd.Context().Done()
-	p.Note("stopping %d storage nodes", len(c.Members()))
-	return nil
+}
+
+func (u *upkeep) report(end nodeEnd) {
+	u.ended = append(u.ended, end.member.ID)
+	how := "exit code 0"
+	if end.err != nil {
+		how = end.err.Error()
+	}
+	u.p.Note("%s %s has ended (%s); its log, %s, ends with:\n%s",
+		u.p.Bad("node"), end.member.ID, how, end.member.LogFile, u.cluster.LogTail(end.member.ID))
+}
+
+// verdict returns an error that names the nodes that have ended by themselves.
+func (u *upkeep) verdict() error {
+	if len(u.ended) == 0 {
+		return nil
+	}
+	return output.Exit(output.ExitFailed, fmt.Errorf("ended by themselves: %s", strings.Join(u.ended, ", ")))
 }
 
 func printCluster(p *output.Printer, path string, m *client.Map) {
