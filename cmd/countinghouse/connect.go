@@ -64,7 +64,7 @@ func reached(err error) error {
 		return output.Exit(output.ExitFailed, err)
 	case errors.Is(err, record.ErrCorrupt):
 		return output.Exit(output.ExitFailed, err)
-	case errors.As(err, &r), errors.Is(err, context.DeadlineExceeded),
+	case errors.As(err, &r), errors.Is(err, context.DeadlineExceeded), errors.Is(err, errNoAnswer),
 		status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded:
 		return output.Exit(output.ExitUnavailable, err)
 	}

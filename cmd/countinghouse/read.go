@@ -208,7 +208,7 @@ func (s *settings) printRecords(cmd *cobra.Command, t *target, types *typesFlag,
 		return w.yield(rs)
 	})
 	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errNoAnswer) {
-		err = fmt.Errorf("%w: %w", cause, context.DeadlineExceeded)
+		err = fmt.Errorf("%w: %w", cause, err)
 	}
 	return reached(err)
 }

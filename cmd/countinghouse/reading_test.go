@@ -111,7 +111,7 @@ func TestReadingAndVerifying(t *testing.T) {
 	t.Run("verify damaged", func(t *testing.T) { checkDamaged(t, c.Members()[1].DataDir) })
 	t.Run("down", func(t *testing.T) {
 		_, _, err := execute(t, "scan", "IF2501", "--shards", shards, "--timeout", "300ms")
-		if output.ExitCode(err) != output.ExitUnavailable {
+		if output.ExitCode(err) != output.ExitUnavailable || !strings.Contains(err.Error(), "connection refused") || !strings.Contains(err.Error(), "shard s1") {
 			t.Errorf("with all nodes down: %v, exit code %d", err, output.ExitCode(err))
 		}
 	})

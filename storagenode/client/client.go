@@ -229,6 +229,7 @@ func (s *shard) doubt(address string, err error) {
 // error can pass and ctx lasts. Call must be safe to repeat.
 func (c *Client) onLeader(ctx context.Context, s *shard, call func(context.Context, *grpc.ClientConn) error) error {
 	pauses := pauser{min: c.o.RetryPauseMin, max: c.o.RetryPauseMax}
+	var last answers
 	for {
 		address := s.candidate()
 		conn, err := s.conn(address)
@@ -239,14 +240,30 @@ func (c *Client) onLeader(ctx context.Context, s *shard, call func(context.Conte
 			s.confirm(address)
 			return nil
 		}
+		if ctx.Err() != nil && cutShort(err) {
+			return last.failed(s.def.Name, ctx.Err())
+		}
 		if !canRetry(err) {
 			return fmt.Errorf("shard %s: %w", s.def.Name, typed(err))
 		}
+		last.note(address, err)
 		s.doubt(address, err)
 		if waitErr := pauses.wait(ctx); waitErr != nil {
-			return fmt.Errorf("shard %s: %w: last answer, from %s: %w", s.def.Name, waitErr, address, typed(err))
+			return last.failed(s.def.Name, waitErr)
 		}
 	}
+}
+
+// cutShort reports whether an error says only that the call's context has ended.
+func cutShort(err error) bool {
+	var own errYield
+	var once errOnce
+	if errors.As(err, &own) || errors.As(err, &once) {
+		return false
+	}
+	code := status.Code(err)
+	return code == codes.Canceled || code == codes.DeadlineExceeded ||
+		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // attempt bounds one try of a unary call.

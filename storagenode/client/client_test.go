@@ -339,3 +339,29 @@ func TestClosedClient(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// What is wrong must not be lost behind "not the leader" of the member that was
+// asked last, nor behind the end of the time.
+func TestTheEndOfTheTimeKeepsTheCause(t *testing.T) {
+	g, fakes, c := startGroup(t, 3)
+	g.lead(nil)
+	dead := fakes[1]
+	dead.server.Stop()
+	for name, call := range map[string]func(context.Context) error{
+		"unary": func(ctx context.Context) error {
+			_, err := c.Instruments(ctx, "s1", Replica{})
+			return err
+		},
+		"scan": func(ctx context.Context) error {
+			return c.Scan(ctx, testSymbol, Range{}, Replica{}, func([]record.Record) error { return nil })
+		},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*testAttempt)
+		err := call(ctx)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "shard s1") ||
+			!strings.Contains(err.Error(), dead.address) || !strings.Contains(err.Error(), "connection refused") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -173,8 +173,8 @@ func (c *Client) read(ctx context.Context, sym record.Symbol, from Replica, call
 	if errors.As(err, &own) {
 		return own.error
 	}
-	if err != nil && ctx.Err() != nil {
-		return ctx.Err()
+	if err != nil && ctx.Err() != nil && !errors.Is(err, ctx.Err()) {
+		return fmt.Errorf("%w: %w", ctx.Err(), err)
 	}
 	return err
 }

@@ -110,6 +110,9 @@ func (r *Replica) Promote(ctx context.Context, id string, prev uint64) (uint64, 
 		return index, nil
 	}
 	if why := r.behind(id); why != "" {
+		if _, err := r.statusOf(ctx, string(s.Address)); err != nil {
+			why += fmt.Sprintf(" (asked at %s: %v)", s.Address, err)
+		}
 		return 0, unavailable("learner %s has not caught up: %s", id, why)
 	}
 	return r.change(index, prev, func(prev uint64) raft.IndexFuture {

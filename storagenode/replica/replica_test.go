@@ -583,6 +583,25 @@ func TestAFullDiskRefusesAppendsAndServesReads(t *testing.T) {
 	await(t, "ballast again", func() bool { _, err := fs.Stat(ballast); return err == nil })
 }
 
+// A promotion that waits for a learner which can not be reached says why.
+func TestPromotionOfAnUnreachableLearnerSaysWhy(t *testing.T) {
+	r, _, _ := single(t, nil)
+	awaitOwner(t, r)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	l.Close()
+	if _, err := r.AddLearner(t.Context(), "m9", address, 0); err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.Promote(t.Context(), "m9", 0)
+	if err == nil || !strings.Contains(err.Error(), address) || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestSnapshotsAreTakenByBytes(t *testing.T) {
 	r, _, _ := single(t, func(c *Config) { c.SnapshotBytes = 10 << 10 })
 	awaitOwner(t, r)
