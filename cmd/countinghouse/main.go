@@ -5,12 +5,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/countinghouse/countinghouse/cmd/countinghouse/output"
 	"github.com/countinghouse/countinghouse/storagenode/node"
@@ -33,10 +36,18 @@ func run(ctx context.Context, root *cobra.Command) error {
 	begun := false
 	markBegun(root, &begun)
 	err := root.ExecuteContext(ctx)
+	if err != nil && ctx.Err() != nil && canceled(err) {
+		return output.Exit(output.ExitInterrupted, errors.New("interrupted"))
+	}
 	if begun {
 		return err
 	}
 	return output.Exit(output.ExitUsage, err)
+}
+
+// canceled reports whether work ended because its context did.
+func canceled(err error) bool {
+	return errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled
 }
 
 func markBegun(cmd *cobra.Command, begun *bool) {
@@ -64,8 +75,11 @@ func (s *settings) printer(cmd *cobra.Command) *output.Printer {
 func newRoot() *cobra.Command {
 	s := &settings{format: output.Human}
 	root := &cobra.Command{
-		Use:           "countinghouse",
-		Short:         "Keeps every notification of an exchange, exactly once, without making trading wait",
+		Use:   "countinghouse",
+		Short: "Keeps every notification of an exchange, exactly once, without making trading wait",
+		Long: "Keeps every notification of an exchange, exactly once, without making trading wait.\n\n" +
+			"Exit codes: 0 all is well; 1 the work was done, and something is wrong, such as a lost record;\n" +
+			"2 the command's words or a file it was given are wrong; 3 a server does not answer; 130 interrupted.",
 		Version:       version.String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/countinghouse/countinghouse/cmd/countinghouse/output"
 )
@@ -44,5 +45,14 @@ func TestBadWordsAreUsageErrors(t *testing.T) {
 	}
 	if _, _, err := execute(t, "nonsense"); err == nil || !strings.Contains(err.Error(), "nonsense") {
 		t.Errorf("an unknown command must be named: %v", err)
+	}
+}
+
+func TestAnInterruptHasItsOwnExitCode(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(1500*time.Millisecond, cancel)
+	_, _, err := executeIn(ctx, "demo", "--seconds", "30", "--accounts", "20", "--rate", "500")
+	if output.ExitCode(err) != output.ExitInterrupted || err.Error() != "interrupted" {
+		t.Errorf("got %v, exit code %d", err, output.ExitCode(err))
 	}
 }

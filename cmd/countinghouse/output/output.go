@@ -225,6 +225,7 @@ const (
 	ExitFailed      = 1 // the work was done and found something wrong
 	ExitUsage       = 2 // the command's words or a file it was given are wrong
 	ExitUnavailable = 3 // a server could not be reached or is not ready
+	ExitInterrupted = 130
 )
 
 // ExitError is an error that decides the exit code.

@@ -67,9 +67,9 @@ func (t *trial) watch(ctx context.Context, m *meter) error {
 		}
 		last = time.Now()
 		done, elapsed := m.done.Load(), time.Since(began).Seconds()
-		t.Progress("%5.1f s  %3d %%  %s requests, %s/s  %s trades  %s records, %s behind",
+		t.Progress("%5.1f s  %3d %%  %s requests, %s/s  %s trades  %s records, %s behind%s",
 			elapsed, done*100/max(t.Flow.Steps(), 1), output.Count(done), output.Count(uint64(float64(done)/max(elapsed, 0.001))),
-			output.Count(s.Core.Trades), output.Count(s.Outbox.Published), output.Count(lag))
+			output.Count(s.Core.Trades), output.Count(s.Outbox.Published), output.Count(lag), trouble(s.Lanes))
 	}
 }
 

@@ -103,22 +103,27 @@ type trial struct {
 	ex      *exchange.Exchange
 	entry   *Entry
 	report  Report
+
+	stallMax time.Duration
 }
 
 // Run runs a trial. The report is valid when the error is nil; whether the trial
 // found something wrong is Report.OK.
 func Run(ctx context.Context, c Config) (Report, error) {
-	t := &trial{Config: c, report: Report{Seed: c.Seed, Shards: len(c.Shards), Findings: []string{}}}
+	t := &trial{Config: c, stallMax: stallMax, report: Report{Seed: c.Seed, Shards: len(c.Shards), Findings: []string{}}}
+	return t.run(ctx)
+}
+
+func (t *trial) run(ctx context.Context) (Report, error) {
 	began := time.Now()
+	defer t.stop(ctx)
 	if err := t.start(ctx); err != nil {
-		t.stop()
 		return t.report, err
 	}
-	defer t.stop()
-	if err := t.trade(ctx); err != nil {
+	if err := t.unlessStalled(ctx, t.trade); err != nil {
 		return t.report, err
 	}
-	if err := t.settle(ctx); err != nil {
+	if err := t.unlessStalled(ctx, t.settle); err != nil {
 		return t.report, err
 	}
 	if err := t.prove(ctx); err != nil {
@@ -155,7 +160,7 @@ func (t *trial) start(ctx context.Context) error {
 	}
 	t.ex, err = exchange.Open(ctx, exchange.Config{
 		Shards: t.shards, Instruments: t.Instruments, OutboxDir: filepath.Join(t.Dir, outboxName),
-		Delivery: t.Delivery, QuotaBytes: t.QuotaBytes, Clock: t.Clock, CloseWait: drainWait, StateEvery: -1,
+		Delivery: t.Delivery, QuotaBytes: t.QuotaBytes, Clock: t.Clock, CloseWait: stopWait, StateEvery: -1,
 	})
 	if err != nil {
 		return fmt.Errorf("start the exchange: %w", err)
@@ -164,10 +169,13 @@ func (t *trial) start(ctx context.Context) error {
 	return t.Flow.Prepare(t.entry)
 }
 
-// stop ends what still runs. Nodes are killed: what they acknowledged is on disk.
-func (t *trial) stop() {
+// stop ends what still runs. When the trial was interrupted, nodes are killed: what
+// they acknowledged is on disk.
+func (t *trial) stop(ctx context.Context) {
+	if t.cluster != nil && ctx.Err() != nil {
+		t.cluster.Kill()
+	}
 	if t.ex != nil {
-
 		_, err := t.ex.Close()
 		if err != nil && !errors.Is(err, exchange.ErrClosed) {
 			t.Note("stop the exchange: %v", err)
@@ -217,7 +225,7 @@ func (t *trial) drive(ctx context.Context, m *meter) error {
 			return ctx.Err()
 		}
 		if wait := t.Flow.Due() - time.Since(began); wait > 0 {
-			time.Sleep(max(wait, time.Millisecond))
+			pause(ctx, max(wait, time.Millisecond))
 		}
 		more, err := t.Flow.Step(t.entry)
 		if err != nil {
@@ -227,6 +235,16 @@ func (t *trial) drive(ctx context.Context, m *meter) error {
 			return nil
 		}
 		m.advance(n + 1)
+	}
+}
+
+// pause sleeps, and ends early with ctx.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 }
 

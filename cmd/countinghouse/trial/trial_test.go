@@ -2,9 +2,12 @@ package trial
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -122,5 +125,52 @@ func TestTrialWithAKilledLeader(t *testing.T) {
 	t.Logf("%+v", r)
 	if !r.OK || r.Killed == "" || r.Notifications.Persisted == 0 || r.Trades == 0 || r.FailoverMS == 0 {
 		t.Errorf("seed %d: %v", seed, r.Findings)
+	}
+}
+
+// Storage that refuses everything must not keep a trial waiting without a reason.
+func TestStorageThatTakesNothingEndsTheTrial(t *testing.T) {
+	c := testConfig(t, 1)
+	c.NodeArgs = append(c.NodeArgs, "--disk-reserve-bytes", "1000000000000000")
+	c.Flow = newRandomFlow(1, 90_000, c.Instruments)
+	var mu sync.Mutex
+	var lines []string
+	c.Progress = func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		lines = append(lines, fmt.Sprintf(format, args...))
+	}
+	tr := &trial{Config: c, stallMax: 9 * time.Second}
+	began := time.Now()
+	_, err := tr.run(t.Context())
+	const reason = "below the reserve"
+	if err == nil || !strings.Contains(err.Error(), "has taken no records") || !strings.Contains(err.Error(), reason) {
+		t.Errorf("got %v", err)
+	}
+	if took := time.Since(began); took > 30*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if !strings.Contains(strings.Join(lines, "\n"), reason) {
+		t.Errorf("the progress does not give the reason:\n%s", strings.Join(lines, "\n"))
+	}
+}
+
+// An interrupted trial ends at once.
+func TestInterruptedTrialEndsFast(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	c := testConfig(t, 1)
+	interrupted := make(chan time.Time, 1)
+	c.Progress = func(format string, _ ...any) {
+		if strings.Contains(format, "requests") && ctx.Err() == nil { // it trades
+			interrupted <- time.Now()
+			cancel()
+		}
+	}
+	_, err := Run(ctx, c)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if took := time.Since(<-interrupted); took > 5*time.Second {
+		t.Errorf("it went on for %s", took)
 	}
 }
