@@ -1,6 +1,8 @@
 package storagenode_test
 
 import (
+	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -225,6 +227,57 @@ func TestALeaderWithAFullDiskHandsOver(t *testing.T) {
 	})
 	if _, err := scan(t, leader, &storagepb.ScanRequest{Instrument: "A", Stale: true}); err != nil {
 		t.Errorf("a stale read with a full disk: %v", err)
+	}
+	write(t, c.leader(), "A", 2, 100, 10)
+}
+
+// flipTables flips a bit in every table of the member's live store.
+func flipTables(t *testing.T, m *member) {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(m.dir, "store-*", "instruments", "*", "*.sst"))
+	if err != nil || len(names) == 0 {
+		t.Fatalf("tables of %s: %v, %v", m.id, names, err)
+	}
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[200] ^= 1
+		if err := os.WriteFile(name, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A leader that has found damage in its data leaves the lead to one that has not.
+func TestALeaderWithDamagedDataHandsOver(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	leader := c.leader()
+	write(t, leader, "A", 1, 100, 10)
+	damaged := []*member{c.followers()[0], leader}
+	eventually(t, "the followers are in contact", func() bool { return safe(t, leader).Safe })
+	for _, m := range damaged {
+		eventually(t, "the member has applied all", func() bool { return status(t, m).AppliedIndex >= status(t, leader).AppliedIndex })
+		if _, err := m.running.Load().replica.Snapshot(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		flipTables(t, m)
+		if _, err := scan(t, m, &storagepb.ScanRequest{Instrument: "A", Stale: true}); err == nil {
+			t.Fatal("damaged records were read")
+		}
+		eventually(t, "the member says that its data is damaged", func() bool { return status(t, m).Damage != "" })
+	}
+	eventually(t, "the one with whole data leads", func() bool {
+		for _, m := range c.members {
+			if m != damaged[0] && m != damaged[1] && m.leads() {
+				return true
+			}
+		}
+		return false
+	})
+	if _, err := scan(t, c.leader(), &storagepb.ScanRequest{Instrument: "A"}); err != nil {
+		t.Errorf("read from the leader: %v", err)
 	}
 	write(t, c.leader(), "A", 2, 100, 10)
 }

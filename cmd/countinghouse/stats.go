@@ -96,7 +96,7 @@ func printStats(p *output.Printer, all []memberStats) {
 		}
 		st := m.Status
 		members = append(members, []string{
-			m.Shard, m.Member, m.Address, st.State, output.Count(st.Term),
+			m.Shard, m.Member, m.Address, stateOf(p, st), output.Count(st.Term),
 			output.Count(st.AppliedIndex), output.Count(st.LastIndex), output.Bytes(st.DiskFreeBytes),
 		})
 		for _, i := range m.Instruments {
@@ -114,3 +114,11 @@ func printStats(p *output.Printer, all []memberStats) {
 
 // epochName prints an epoch as the writer's incarnation and session.
 func epochName(epoch uint64) string { return fmt.Sprintf("%d.%d", epoch>>32, epoch&0xffffffff) }
+
+// stateOf prints a member's state, and whether its data is damaged.
+func stateOf(p *output.Printer, st *storagepb.StatusResponse) string {
+	if st.Damage != "" {
+		return st.State + ", " + p.Bad("DAMAGED")
+	}
+	return st.State
+}

@@ -281,28 +281,33 @@ func (r *Replica) pause(ctx context.Context) error {
 
 // leaveFullDisk hands leadership to a voter whose disk has room.
 func (r *Replica) leaveFullDisk() {
-	if !r.IsLeader() {
-		return
+	if r.IsLeader() && !r.handOver() {
+		r.cfg.Logger.Warn("the disk is full, and no other voter can lead")
 	}
+}
+
+// handOver hands leadership to a voter that says of itself that its disk has room
+// and its data is whole, and reports whether there was one.
+func (r *Replica) handOver() bool {
 	ctx, cancel := context.WithTimeout(r.ctx, membershipTimeout)
 	defer cancel()
 	servers, _, err := r.members(ctx)
 	if err != nil {
-		return
+		return false
 	}
 	for _, s := range servers {
 		if s.Suffrage != raft.Voter || string(s.ID) == r.cfg.ID || r.behind(string(s.ID)) != "" {
 			continue
 		}
 		st, err := r.statusOf(ctx, string(s.Address))
-		if err != nil || st.DiskFull {
+		if err != nil || st.DiskFull || st.Damage != "" {
 			continue
 		}
 		if _, err := r.TransferLeadership(ctx, string(s.ID)); err == nil {
-			return
+			return true
 		}
 	}
-	r.cfg.Logger.Warn("the disk is full, and no other voter can lead")
+	return false
 }
 
 // statusOf asks another member for its status.

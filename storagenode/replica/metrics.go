@@ -111,6 +111,7 @@ var (
 	descApplied  = desc("applied_index", "Raft index up to which the store shows entries.")
 	descDiskFree = desc("disk_free_bytes", "Free bytes of the data directory's disk.")
 	descDiskFull = desc("disk_full", "1 while appends are refused for lack of disk space.")
+	descDamaged  = desc("damaged", "1 since damage was found in the node's data: replace the member.")
 )
 
 func (r *Replica) gauges() []gaugeReading {
@@ -124,6 +125,7 @@ func (r *Replica) gauges() []gaugeReading {
 		{descApplied, float64(applied)},
 		{descDiskFree, float64(r.disk.free.Load())},
 		{descDiskFull, boolValue(r.disk.full.Load())},
+		{descDamaged, boolValue(r.damage() != nil)},
 	}
 }
 

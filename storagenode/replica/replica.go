@@ -118,6 +118,7 @@ func (r *Replica) open() error {
 	r.disk = openDiskWatch(&r.cfg, r.leaveFullDisk)
 	r.guard.setMakeRoom(r.disk.dropBallast)
 	r.background.Go(r.takeWantedSnapshots)
+	r.background.Go(r.watchDamage)
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"hash/crc32"
 	"io"
 	"path"
@@ -119,10 +120,17 @@ type streamReader struct {
 	files []streamFile
 	open  vfs.File // files[0], nil before its first byte
 	left  int64    // bytes of open not yet read
+
+	crc     hash.Hash32 // of what was read of open
+	damaged func(error) // told when a file is not what it should be
+	err     error       // ends the stream before its first byte
 }
 
 // Read implements io.Reader.
 func (r *streamReader) Read(p []byte) (int, error) {
+	if r.err != nil {
+		return 0, r.err
+	}
 	if len(r.head) > 0 {
 		n := copy(p, r.head)
 		r.head = r.head[n:]
@@ -136,13 +144,26 @@ func (r *streamReader) Read(p []byte) (int, error) {
 	}
 	n, err := r.open.Read(p)
 	r.left -= int64(n)
-	if r.left > 0 && errors.Is(err, io.EOF) {
-		return n, fmt.Errorf("snapshot file %s: %w: ends %d bytes early", r.files[0].Path, record.ErrCorrupt, r.left)
-	}
-	if errors.Is(err, io.EOF) {
-		err = nil
+	r.crc.Write(p[:n])
+	if err = r.check(err); errors.Is(err, record.ErrCorrupt) {
+		r.damaged(err)
 	}
 	return n, err
+}
+
+// check judges the present file by what was read of it: the receiver would find
+// the damage too, but only this end can do something about it.
+func (r *streamReader) check(err error) error {
+	f := &r.files[0]
+	switch {
+	case r.left == 0 && r.crc.Sum32() != f.CRC:
+		return fmt.Errorf("snapshot file %s: %w: CRC32C is %08x, it was written with %08x", f.Path, record.ErrCorrupt, r.crc.Sum32(), f.CRC)
+	case r.left > 0 && errors.Is(err, io.EOF):
+		return fmt.Errorf("snapshot file %s: %w: ends %d bytes early", f.Path, record.ErrCorrupt, r.left)
+	case errors.Is(err, io.EOF):
+		return nil
+	}
+	return err
 }
 
 // next makes sure that open has bytes left, or returns io.EOF after the last.
@@ -160,6 +181,7 @@ func (r *streamReader) next() error {
 			return err
 		}
 		r.open, r.left = f, r.files[0].Size
+		r.crc.Reset()
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"log/slog"
 	"path/filepath"
@@ -55,8 +56,9 @@ type snapshotStore struct {
 	visible        func(*raft.SnapshotMeta) // called with each that becomes visible
 
 	mu     sync.Mutex
-	pinned map[string]int // readers by snapshot id
-	serial int            // makes names of unfinished directories differ
+	pinned map[string]int   // readers by snapshot id
+	bad    map[string]error // damage found while it was read, by snapshot id
+	serial int              // makes names of unfinished directories differ
 }
 
 var _ raft.SnapshotStore = (*snapshotStore)(nil)
@@ -76,7 +78,7 @@ func openSnapshots(fs vfs.FS, dir, cluster, shard string, log *slog.Logger) (*sn
 			}
 		}
 	}
-	return &snapshotStore{fs: fs, dir: dir, cluster: cluster, shard: shard, log: log, pinned: make(map[string]int), visible: func(*raft.SnapshotMeta) {}}, nil
+	return &snapshotStore{fs: fs, dir: dir, cluster: cluster, shard: shard, log: log, pinned: make(map[string]int), bad: make(map[string]error), visible: func(*raft.SnapshotMeta) {}}, nil
 }
 
 func (s *snapshotStore) path(elements ...string) string {
@@ -209,7 +211,34 @@ func (s *snapshotStore) open(id string) (*raft.SnapshotMeta, *streamReader, erro
 	for _, f := range h.Files {
 		m.Raft.Size += f.Size
 	}
-	return &m.Raft, &streamReader{fs: s.fs, dir: s.path(id, dataDir), head: head, files: h.Files}, nil
+	r := &streamReader{fs: s.fs, dir: s.path(id, dataDir), head: head, files: h.Files, crc: crc32.New(record.Castagnoli)}
+	r.damaged = func(err error) { s.noteDamage(id, err) }
+	s.mu.Lock()
+	r.err = s.bad[id]
+	s.mu.Unlock()
+	return &m.Raft, r, nil
+}
+
+// noteDamage notes that a snapshot can not be sent. Reading it fails at once from
+// then on: the leader's attempts cost nothing, and Raft makes them further and
+// further apart.
+func (s *snapshotStore) noteDamage(id string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bad[id] == nil {
+		s.bad[id] = fmt.Errorf("snapshot %s is damaged and not sent: %w", id, err)
+		s.log.Error("snapshot is damaged: it is not sent any more; replace the member", "id", id, "error", err)
+	}
+}
+
+// damage returns damage that was found in a snapshot that is still there.
+func (s *snapshotStore) damage() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, err := range s.bad {
+		return err
+	}
+	return nil
 }
 
 // header lists the files of a snapshot for its stream.
@@ -277,6 +306,7 @@ func (s *snapshotStore) reap() {
 			s.log.Warn("old snapshot stays", "id", m.Raft.ID, "error", err)
 			continue
 		}
+		delete(s.bad, m.Raft.ID)
 		if err := s.fs.RemoveAll(gone); err != nil {
 			s.log.Warn("old snapshot stays in part until the next start", "dir", gone, "error", err)
 		}

@@ -29,6 +29,9 @@ func (r *Replica) Status() *storagepb.StatusResponse {
 		MembershipIndex: r.fsm.membershipIndex.Load(),
 		DiskFreeBytes:   r.disk.free.Load(), DiskFull: r.disk.full.Load(),
 	}
+	if err := r.damage(); err != nil {
+		out.Damage = err.Error()
+	}
 	if newest, err := r.snapshots.newest(); err == nil && newest != nil {
 		out.SnapshotIndex = newest.Raft.Index
 	}
@@ -120,10 +123,10 @@ func (r *Replica) safeByStatus(leader *storagepb.StatusResponse) (bool, string) 
 	return true, ""
 }
 
-// Ready reports whether a leader is known and this member has applied what it
-// knows to be committed.
+// Ready reports whether a leader is known, this member has applied what it knows
+// to be committed, and it has found no damage in its data.
 func (r *Replica) Ready() bool {
-	if r.broken.Load() || r.closed.Load() {
+	if r.broken.Load() || r.closed.Load() || r.damage() != nil {
 		return false
 	}
 	if id, _ := r.Leader(); id == "" {

@@ -1138,8 +1138,11 @@ type StatusResponse struct {
 	DiskFreeBytes   uint64   `protobuf:"varint,17,opt,name=disk_free_bytes,json=diskFreeBytes,proto3" json:"disk_free_bytes,omitempty"`
 	DiskFull        bool     `protobuf:"varint,18,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
 	Version         string   `protobuf:"bytes,19,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The damage that the node has found in its data, empty for none. Such a node
+	// hands leadership over and is not ready; it should be replaced.
+	Damage        string `protobuf:"bytes,20,opt,name=damage,proto3" json:"damage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -1301,6 +1304,13 @@ func (x *StatusResponse) GetDiskFull() bool {
 func (x *StatusResponse) GetVersion() string {
 	if x != nil {
 		return x.Version
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetDamage() string {
+	if x != nil {
+		return x.Damage
 	}
 	return ""
 }
@@ -2102,7 +2112,7 @@ const file_storagenode_storagepb_storage_proto_rawDesc = "" +
 	"\x05voter\x18\x03 \x01(\bR\x05voter\x12\x16\n" +
 	"\x06leader\x18\x04 \x01(\bR\x06leader\x12\x10\n" +
 	"\x03lag\x18\x05 \x01(\x04R\x03lag\x12&\n" +
-	"\x0flast_contact_ms\x18\x06 \x01(\x03R\rlastContactMs\"\xef\x04\n" +
+	"\x0flast_contact_ms\x18\x06 \x01(\x03R\rlastContactMs\"\x87\x05\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\tR\x05shard\x12\x0e\n" +
@@ -2125,7 +2135,8 @@ const file_storagenode_storagepb_storage_proto_rawDesc = "" +
 	"\vinstruments\x18\x10 \x03(\tR\vinstruments\x12&\n" +
 	"\x0fdisk_free_bytes\x18\x11 \x01(\x04R\rdiskFreeBytes\x12\x1b\n" +
 	"\tdisk_full\x18\x12 \x01(\bR\bdiskFull\x12\x18\n" +
-	"\aversion\x18\x13 \x01(\tR\aversion\"\\\n" +
+	"\aversion\x18\x13 \x01(\tR\aversion\x12\x16\n" +
+	"\x06damage\x18\x14 \x01(\tR\x06damage\"\\\n" +
 	"\x11AddLearnerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1d\n" +

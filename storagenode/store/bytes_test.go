@@ -317,3 +317,59 @@ func FuzzListing(f *testing.F) {
 		}
 	})
 }
+
+// What a read, a merge or Verify has met is remembered, so that the replica can
+// leave its place to another.
+func TestDamageIsRemembered(t *testing.T) {
+	for name, meet := range map[string]func(*Shard){
+		"scan": func(s *Shard) {
+			it, err := s.Scan(sym, ScanOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for it.Next() {
+			}
+			it.Close()
+		},
+		"get": func(s *Shard) {
+			_ = s.Get(context.Background(), GetQuery{ID: record.ID{Kind: record.OrderID, Value: 1}}, func([]record.Record) error { return nil })
+		},
+		"verify": func(s *Shard) { _, _ = s.Verify(context.Background(), func(Finding) {}, nil) },
+		"merge": func(s *Shard) {
+			in := s.owned.Load().bySymbol[sym]
+			if _, err := s.mergeTables(in, in.view.Load().tables); err == nil {
+				t.Error("merged")
+			} else {
+				s.gaveUp(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fs := vfs.NewMem()
+			s := opened(t, fs, "shard", smallOptions(t))
+			defer mustClose(t, s)
+			mustAppend(t, s, 3, 1, 10)
+			if err := s.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			path := s.owned.Load().bySymbol[sym].view.Load().tables[0].path
+			b, err := readFile(fs, path, 1<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range b {
+				b[i] ^= 1
+			}
+			if err := writeSynced(fs, path, b); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Damage(); err != nil {
+				t.Fatalf("before: %v", err)
+			}
+			meet(s)
+			if err := s.Damage(); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), path) {
+				t.Errorf("after: %v", err)
+			}
+		})
+	}
+}

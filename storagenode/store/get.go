@@ -43,7 +43,7 @@ func (s *Shard) Get(ctx context.Context, q GetQuery, yield func([]record.Record)
 			if errors.Is(err, errEnough) {
 				return nil
 			}
-			return s.metrics.read(err)
+			return s.read(err)
 		}
 	}
 	return nil

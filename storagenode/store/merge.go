@@ -74,7 +74,7 @@ func (s *Shard) mergeInstrument(in *instrument) {
 			// Nothing is lost that was not before: a damaged table stays as it
 			// is, readers are told what it lacks and verify finds it; without
 			// room the parts stay until the next flush asks again.
-			s.metrics.mergeFailures.Add(1)
+			s.gaveUp(err)
 			return
 		}
 		if err == nil {
@@ -159,4 +159,12 @@ func (s *Shard) installMerged(in *instrument, parts []*table, meta tableMeta) er
 		t.drop()
 	}
 	return nil
+}
+
+// gaveUp counts a merge that was given up, and notes the damage that it has met.
+func (s *Shard) gaveUp(err error) {
+	s.metrics.mergeFailures.Add(1)
+	if errors.Is(err, ErrCorrupt) {
+		s.noteDamage(err)
+	}
 }

@@ -37,14 +37,6 @@ func (m *metrics) refusedErr(err error) {
 	}
 }
 
-// read counts err, the outcome of a read, and returns it.
-func (m *metrics) read(err error) error {
-	if errors.Is(err, ErrCorrupt) {
-		m.corruptReads.Add(1)
-	}
-	return err
-}
-
 func (m *metrics) looked(st sstable.LookupStats) {
 	m.getBlocks.Add(uint64(st.Blocks))
 	m.getWasted.Add(uint64(st.FalsePositives))

@@ -27,7 +27,7 @@ func (s *Shard) Scan(sym record.Symbol, o ScanOptions) (*Iterator, error) {
 	}
 	s.metrics.scans.Add(1)
 	it := &Iterator{
-		metrics: &s.metrics, in: in, next: max(o.FromSeq, 1), to: in.view.Load().lastSeq,
+		shard: s, in: in, next: max(o.FromSeq, 1), to: in.view.Load().lastSeq,
 		timed: o.FromTime != 0 || o.ToTime != 0, fromTime: math.MinInt64, toTime: math.MaxInt64, left: math.MaxUint64,
 	}
 	if o.ToSeq != 0 {
@@ -49,8 +49,8 @@ func (s *Shard) Scan(sym record.Symbol, o ScanOptions) (*Iterator, error) {
 // one goroutine. It holds at most one table and one run of batches at a time, so
 // that a slow one keeps neither memory nor files from being let go.
 type Iterator struct {
-	metrics *metrics
-	in      *instrument
+	shard *Shard
+	in    *instrument
 
 	next, to         uint64 // seqs not loaded yet
 	timed            bool
@@ -78,7 +78,7 @@ func (it *Iterator) Next() bool {
 		if it.next > it.to {
 			break
 		}
-		it.err = it.metrics.read(it.load())
+		it.err = it.shard.read(it.load())
 	}
 	it.release()
 	return false

@@ -37,7 +37,8 @@ type Shard struct {
 	applied  atomic.Uint64 // see AppliedIndex
 	covered  atomic.Uint64 // state.covered, for readers
 	poison   atomic.Pointer[error]
-	memBytes atomic.Int64 // of all memtables
+	damage   atomic.Pointer[error] // see Damage
+	memBytes atomic.Int64          // of all memtables
 
 	// stateMu guards the file SHARD. Lock order: stateMu before an
 	// instrument's locks.

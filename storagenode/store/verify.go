@@ -43,7 +43,7 @@ func Verify(fs vfs.FS, dir string, report func(Finding)) (Summary, error) {
 // Verify does the same for an open shard: its live tables, manifests and
 // memtables. progress, if not nil, is called after each block that was read.
 func (s *Shard) Verify(ctx context.Context, report func(Finding), progress func(Summary)) (Summary, error) {
-	c := &check{fs: s.fs, report: report, progress: progress, ctx: ctx, deep: true}
+	c := &check{fs: s.fs, report: report, progress: progress, ctx: ctx, deep: true, shard: s}
 	for _, in := range s.owned.Load().sorted {
 		if err := c.live(in); err != nil {
 			return c.sum, err
@@ -59,6 +59,7 @@ type check struct {
 	report   func(Finding)
 	progress func(Summary) // may be nil
 	deep     bool          // read the tables' blocks too
+	shard    *Shard        // open; nil for a directory for a directory
 	sum      Summary
 }
 
@@ -81,7 +82,11 @@ func (c *check) damage(file string, err error) error {
 
 func (c *check) found(file string, off int64, format string, args ...any) {
 	c.sum.Findings++
-	c.report(Finding{File: file, Offset: off, What: fmt.Sprintf(format, args...)})
+	f := Finding{File: file, Offset: off, What: fmt.Sprintf(format, args...)}
+	if c.shard != nil {
+		c.shard.noteDamage(fmt.Errorf("%s at offset %d: %w: %s", f.File, f.Offset, ErrCorrupt, f.What))
+	}
+	c.report(f)
 }
 
 func (c *check) advance(bytes, records int) error {
