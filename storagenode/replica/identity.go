@@ -16,7 +16,7 @@ import (
 const FormatVersion = 1
 
 // Identity binds a data directory to one member of one shard of one cluster. It
-// is written once.
+// is written once, and sealed.
 type Identity struct {
 	Format   int       `json:"format"`
 	Cluster  string    `json:"cluster"`
@@ -90,6 +90,9 @@ func ReadIdentity(fs vfs.FS, dir string) (Identity, error) {
 	if err != nil {
 		return id, err
 	}
+	if b, err = unseal(name, b); err != nil {
+		return id, fmt.Errorf("%w: restore the file from another copy of the directory, or replace the member", err)
+	}
 	if err := json.Unmarshal(b, &id); err != nil {
 		return id, fmt.Errorf("%s: not readable: %w: restore the file from another copy of the directory", name, err)
 	}
@@ -149,5 +152,5 @@ func writeIdentity(fs vfs.FS, dir string, id Identity) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(fs, fs.PathJoin(dir, identityFile), append(b, '\n'))
+	return replaceFile(fs, fs.PathJoin(dir, identityFile), seal(b))
 }

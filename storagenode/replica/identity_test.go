@@ -1,9 +1,13 @@
 package replica
 
 import (
+	"bytes"
+	"errors"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/countinghouse/countinghouse/record"
 )
 
 // A data directory that a power failure takes away would come back as that of an
@@ -45,5 +49,32 @@ func TestExistingDataDirIsMadeDurable(t *testing.T) {
 	defer lock.Close()
 	if _, err := fs.CrashClone(vfs.CrashCloneCfg{}).Stat("a/data"); err != nil {
 		t.Error(err)
+	}
+}
+
+// Every flipped bit is noticed: a changed name would make the directory another
+// member's.
+func TestIdentityIsSealed(t *testing.T) {
+	fs := vfs.NewMem()
+	want := Identity{Cluster: "c", Shard: "s", ID: "m", LogStore: LogStoreWAL, Peers: []Peer{{"m", "h:1"}}}
+	if err := writeIdentity(fs, "", want); err != nil {
+		t.Fatal(err)
+	}
+	good, err := readFile(fs, identityFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ReadIdentity(fs, ""); err != nil || got.ID != "m" || got.Peers[0] != want.Peers[0] {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	for bit := range len(good) * 8 {
+		b := bytes.Clone(good)
+		b[bit/8] ^= 1 << (bit % 8)
+		if err := writeFileSync(fs, identityFile, b); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ReadIdentity(fs, ""); !errors.Is(err, record.ErrCorrupt) {
+			t.Fatalf("bit %d: %v", bit, err)
+		}
 	}
 }
