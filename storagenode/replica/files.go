@@ -10,6 +10,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/countinghouse/countinghouse/record"
+	"github.com/countinghouse/countinghouse/storagenode/store"
 )
 
 // What a data directory holds.
@@ -77,6 +78,29 @@ func currentStore(fs vfs.FS, dataDir string) (string, error) {
 			fs.PathJoin(dataDir, currentFile), record.ErrCorrupt, name, err)
 	}
 	return name, nil
+}
+
+// checkNoStore is called where CURRENT is missing. A crash of the first start can
+// leave an empty store without it; a store that was used was named, and to begin
+// another one would drop its records.
+func checkNoStore(fs vfs.FS, dataDir string) error {
+	names, err := fs.List(dataDir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !strings.HasPrefix(name, storePrefix) {
+			continue
+		}
+		used, err := store.Used(fs, fs.PathJoin(dataDir, name))
+		if used && err == nil {
+			err = fmt.Errorf("%s holds records", name)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w: it is missing, and %w: replace the member", fs.PathJoin(dataDir, currentFile), record.ErrCorrupt, err)
+		}
+	}
+	return nil
 }
 
 // seal ends a text file with a line that holds the CRC32C of what is before it.

@@ -211,6 +211,9 @@ func (r *Replica) openStore() error {
 	}
 	fresh := name == ""
 	if fresh {
+		if err := checkNoStore(fs, r.cfg.DataDir); err != nil {
+			return err
+		}
 		name = storeAfter("")
 	}
 	if err := dropOtherStores(fs, r.cfg.DataDir, name); err != nil {

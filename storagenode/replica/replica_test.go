@@ -364,6 +364,51 @@ func TestCurrentMustNameAStore(t *testing.T) {
 	}
 }
 
+// A store that was used must not be dropped because CURRENT, which named it, is
+// gone; an empty one is what a crash of the first start leaves.
+func TestMissingCurrent(t *testing.T) {
+	r, cfg, _ := single(t, nil)
+	awaitOwner(t, r)
+	fill(t, r, 1, 2)
+	current := filepath.Join(cfg.DataDir, currentFile)
+	if err := errors.Join(r.Close(), os.Remove(current)); err != nil {
+		t.Fatal(err)
+	}
+	if damage := damageOf(t, cfg.DataDir); !strings.Contains(damage, current) || !strings.Contains(damage, "store-000001 holds records") {
+		t.Errorf("verify says %q", damage)
+	}
+	if _, err := Open(cfg); !errors.Is(err, record.ErrCorrupt) || !strings.Contains(err.Error(), current) {
+		t.Fatalf("got %v", err)
+	}
+	dir := filepath.Join(cfg.DataDir, "store-000001")
+	for what, leave := range map[string]func() error{
+		"an empty store": func() error {
+			s, err := store.Open(vfs.Default, dir, store.Options{})
+			if err != nil {
+				return err
+			}
+			return s.Close()
+		},
+		"an empty directory": func() error { return os.Mkdir(dir, 0o755) },
+		"no store":           func() error { return nil },
+	} {
+		if err := errors.Join(os.RemoveAll(dir), os.RemoveAll(current), leave()); err != nil {
+			t.Fatal(err)
+		}
+		if damage := damageOf(t, cfg.DataDir); damage != "" {
+			t.Errorf("%s: verify says %q", what, damage)
+		}
+		again, err := Open(cfg)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		await(t, "the log brings the records back", func() bool { return lastSeq(t, again) == 20 })
+		if err := again.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // A member that lost its stable store has lost its vote, and must not give it
 // again under the same id.
 func TestLostStableStoreIsRefused(t *testing.T) {

@@ -106,7 +106,11 @@ func (v *verification) store() error {
 		return nil
 	}
 	if name == "" {
-		v.found(Finding{File: v.path(currentFile), What: "missing: no store was made yet, or it was removed; a start makes an empty one", Harmless: true})
+		f := Finding{File: v.path(currentFile), What: "missing: no store was made yet; a start makes an empty one", Harmless: true}
+		if err := checkNoStore(v.fs, v.dir); err != nil {
+			f = Finding{File: f.File, What: err.Error()}
+		}
+		v.found(f)
 		return nil
 	}
 	sum, err := store.Verify(v.fs, v.path(name), func(f store.Finding) {

@@ -84,6 +84,24 @@ func (s *Shard) create() (*shardState, error) {
 	return state, replaceFile(s.fs, s.dir, shardFile, state.encode())
 }
 
+// Used reports whether the shard in dir has had an effect of any log entry. What a
+// crash leaves of the making of an empty one has not. A shard that can not be read
+// counts as used.
+func Used(fs vfs.FS, dir string) (bool, error) {
+	state, err := readShard(fs, dir)
+	if err == nil {
+		return state.highestIndex() > 0 || len(state.entries) > 0, nil
+	}
+	if !oserror.IsNotExist(err) {
+		return true, err
+	}
+	names, err := listDir(fs, fs.PathJoin(dir, instrumentsDir))
+	if oserror.IsNotExist(err) {
+		return false, nil
+	}
+	return len(names) > 0 || err != nil, err
+}
+
 // removeListing takes away what marks the directory as a snapshot: from now on
 // it changes.
 func (s *Shard) removeListing() error {
