@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/countinghouse/countinghouse/cmd/countinghouse/audit"
 	"github.com/countinghouse/countinghouse/cmd/countinghouse/output"
 	"github.com/countinghouse/countinghouse/localcluster"
 	"github.com/countinghouse/countinghouse/record"
@@ -92,6 +93,13 @@ func fill(t *testing.T, m *client.Map) {
 	if ack, err := a.Recv(); err != nil || ack.Refusal != nil || ack.LastSeq != testRecords {
 		t.Fatalf("%+v, %v", ack, err)
 	}
+	for _, member := range m.Shards[0].Members { // which tests read from, too
+		for last := uint64(0); last < testRecords; time.Sleep(time.Millisecond) {
+			if last, err = (audit.Cluster{Client: c}).LastSeq(ctx, "s1", member.ID, sym); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 }
 
 func TestReadingAndVerifying(t *testing.T) {
@@ -100,7 +108,7 @@ func TestReadingAndVerifying(t *testing.T) {
 	t.Run("get", func(t *testing.T) { checkGet(t, shards) })
 	t.Run("tail", func(t *testing.T) { checkTail(t, shards) })
 	t.Run("stats", func(t *testing.T) { checkStats(t, shards) })
-	t.Run("verify live", func(t *testing.T) { checkVerify(t, true, "--shards", shards) })
+	t.Run("verify live", func(t *testing.T) { checkVerifyLive(t, shards) })
 	t.Run("wrong", func(t *testing.T) { checkWrong(t, shards) })
 	c.Stop()
 	t.Run("verify stopped", func(t *testing.T) {
@@ -186,6 +194,18 @@ func checkVerify(t *testing.T, ok bool, args ...string) string {
 		t.Errorf("verify %v: %v\n%s", args, err, out)
 	}
 	return out
+}
+
+func checkVerifyLive(t *testing.T, shards string) {
+	out := checkVerify(t, true, "--shards", shards, "--records")
+	for _, want := range []string{`"target":"replicas of s1"`, `"target":"all records"`, `"records":500`} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %s in %s", want, out)
+		}
+	}
+	if _, _, err := execute(t, "verify", "--shards", shards, "--records", "--replica", "s1-0"); output.ExitCode(err) != output.ExitUsage {
+		t.Errorf("--records of one replica: %v", err)
+	}
 }
 
 // checkDamaged flips one bit of the log's first entry: whole ones behind it tell

@@ -444,8 +444,11 @@ type AdminClient interface {
 	// AssignInstruments replaces the list of instruments the shard owns. An
 	// instrument that holds records can not be taken off the list.
 	AssignInstruments(ctx context.Context, in *AssignInstrumentsRequest, opts ...grpc.CallOption) (*AssignInstrumentsResponse, error)
-	// Verify re-reads everything the node holds and checks every checksum and
-	// sequence number, sending findings as they come and progress in between.
+	// Verify re-reads the node's live store, its manifests, tables and records in
+	// memory, and checks every checksum, sequence number and chained hash, sending
+	// findings as they come and progress in between. It does not look at the Raft
+	// log, at term and vote, at the identity and at snapshots: that is for
+	// "countinghouse verify" of a stopped node's directory.
 	Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[VerifyResponse], error)
 }
 
@@ -574,8 +577,11 @@ type AdminServer interface {
 	// AssignInstruments replaces the list of instruments the shard owns. An
 	// instrument that holds records can not be taken off the list.
 	AssignInstruments(context.Context, *AssignInstrumentsRequest) (*AssignInstrumentsResponse, error)
-	// Verify re-reads everything the node holds and checks every checksum and
-	// sequence number, sending findings as they come and progress in between.
+	// Verify re-reads the node's live store, its manifests, tables and records in
+	// memory, and checks every checksum, sequence number and chained hash, sending
+	// findings as they come and progress in between. It does not look at the Raft
+	// log, at term and vote, at the identity and at snapshots: that is for
+	// "countinghouse verify" of a stopped node's directory.
 	Verify(*VerifyRequest, grpc.ServerStreamingServer[VerifyResponse]) error
 	mustEmbedUnimplementedAdminServer()
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/countinghouse/countinghouse/cmd/countinghouse/output"
 	"github.com/countinghouse/countinghouse/exchange"
 	"github.com/countinghouse/countinghouse/exchange/core"
-	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/client"
 )
 
@@ -75,46 +74,14 @@ func (t *trial) awaitReplica(ctx context.Context, shard, member string, index ui
 	}
 }
 
-// replicaReader reads members of the cluster for an audit.
-type replicaReader struct{ c *client.Client }
-
-// Scan reads a member's own records.
-func (r replicaReader) Scan(ctx context.Context, _, member string, sym record.Symbol, first, last uint64, yield func([]record.Record) error) error {
-	return r.c.Scan(ctx, sym, client.Range{FromSeq: first, ToSeq: last}, client.Replica{Member: member}, yield)
-}
-
-// LastSeq returns how far a member's own stream is.
-func (r replicaReader) LastSeq(ctx context.Context, shard, member string, sym record.Symbol) (uint64, error) {
-	held, err := r.c.Instruments(ctx, shard, client.Replica{Member: member})
-	if err != nil {
-		return 0, err
-	}
-	for _, st := range held.Instruments {
-		if st.Instrument == sym.String() {
-			return st.LastSeq, nil
-		}
-	}
-	return 0, nil
-}
-
 func (t *trial) audit(ctx context.Context) error {
-	var streams []audit.Stream
-	for _, s := range t.shards.Shards {
-		members := make([]string, len(s.Members))
-		for i := range s.Members {
-			members[i] = s.Members[i].ID
-		}
-		for _, name := range s.Instruments {
-			sym, err := record.MakeSymbol(name)
-			if err != nil {
-				return err
-			}
-			streams = append(streams, audit.Stream{Shard: s.Name, Instrument: sym, Members: members})
-		}
+	streams, err := audit.Streams(t.shards)
+	if err != nil {
+		return err
 	}
 	published := t.report.Notifications.Received
 	last := time.Now()
-	result, err := audit.Run(ctx, replicaReader{t.client}, streams, published, func(records uint64) {
+	result, err := audit.Run(ctx, audit.Cluster{Client: t.client}, streams, published, func(records uint64) {
 		if time.Since(last) < progressEvery {
 			return
 		}
