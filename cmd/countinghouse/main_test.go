@@ -32,6 +32,8 @@ func TestBadWordsAreUsageErrors(t *testing.T) {
 		{"scan", "IF2501", "--shards", "x", "--timeout", "-3s"}, {"scan", "IF2501", "--shards", "x", "--since", "noon"},
 		{"scan", "IF2501", "--shards", "x", "--type", "Nonsense"}, {"scan", "bad name", "--shards", "x"},
 		{"stats", "--shards", "/nonexistent/shards.yaml"}, {"cluster", "up"}, {"cluster", "bogus"},
+		{"scan", "IF2501", "--shards", "x", "--from", "10", "--to", "5"},
+		{"scan", "IF2501", "--shards", "x", "--since", "20", "--until", "10"},
 		{"cluster", "up", "--data-dir", "x", "--replicas", "2"}, {"cluster", "up", "--data-dir", "x", "extra"},
 		{"cluster", "up", "--data-dir", "x", "--shards-count", "0"}, {"torture", "--seconds", "0"}, {"torture", "--replicas", "2"},
 		{"torture", "--data-dir", "."}, {"torture", "--rate", "-1"}} {

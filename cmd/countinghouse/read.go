@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -19,7 +21,10 @@ type recordWriter struct {
 	out    io.Writer
 	format output.Format
 	only   map[record.Type]bool // nil: all
+	width  int                  // of the terminal, to which lines are cut; 0: none
 	header bool
+	cut    bool // some line was
+	some   bool // a record was written
 }
 
 func (w *recordWriter) yield(rs []record.Record) error {
@@ -29,6 +34,7 @@ func (w *recordWriter) yield(rs []record.Record) error {
 		if w.only != nil && !w.only[r.Type] {
 			continue
 		}
+		w.some = true
 		if w.format == output.JSON {
 			js, err := r.MarshalJSON()
 			if err != nil {
@@ -38,18 +44,45 @@ func (w *recordWriter) yield(rs []record.Record) error {
 			b.WriteByte('\n')
 			continue
 		}
-		if !w.header {
-			fmt.Fprintf(&b, "%10s  %12s  %-30s  %-16s %s\n", "seq", "global", "time", "type", "fields")
-			w.header = true
-		}
-		fmt.Fprintf(&b, "%10d  %12d  %-30s  %-16s", r.Seq, r.Global, clock(r.Time), r.Type)
-		for _, f := range r.Fields() {
-			fmt.Fprintf(&b, " %s=%v", f.Name, f.Value)
-		}
-		b.WriteByte('\n')
+		w.line(&b, r)
 	}
 	_, err := io.WriteString(w.out, b.String())
 	return err
+}
+
+// line writes a record for people. On a terminal it leaves the global number and
+// the date out, so that there is room for the first fields.
+func (w *recordWriter) line(b *strings.Builder, r *record.Record) {
+	head := fmt.Sprintf("%10s  %12s  %-30s  %-16s %s", "seq", "global", "time", "type", "fields")
+	line := fmt.Sprintf("%10d  %12d  %-30s  %-16s", r.Seq, r.Global, clock(r.Time), r.Type)
+	if w.width > 0 {
+		head = fmt.Sprintf("%8s  %-15s  %-13s %s", "seq", "time", "type", "fields")
+		line = fmt.Sprintf("%8d  %s  %-13s", r.Seq, time.Unix(0, r.Time).UTC().Format("15:04:05.000000"), r.Type)
+	}
+	for _, f := range r.Fields() {
+		line += fmt.Sprintf(" %s=%v", f.Name, f.Value)
+	}
+	if w.width > 0 && utf8.RuneCountInString(line) > w.width {
+		line, w.cut = output.Clip(line, w.width), true
+	}
+	if !w.header {
+		w.header = true
+		fmt.Fprintln(b, head)
+	}
+	fmt.Fprintln(b, line)
+}
+
+// closing returns what is to be said after the last record, "" for nothing.
+func (w *recordWriter) closing() string {
+	switch {
+	case w.format == output.JSON:
+		return ""
+	case !w.some:
+		return "no records"
+	case w.cut:
+		return "lines are cut to the width of the terminal; -o json prints every field"
+	}
+	return ""
 }
 
 // typesFlag selects record types by name.
@@ -87,6 +120,9 @@ func newScan(s *settings) *cobra.Command {
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.FromTime, r.ToTime = int64(from), int64(to)
+			if err := checkRange(r); err != nil {
+				return output.Exit(output.ExitUsage, err)
+			}
 			return s.printRecords(cmd, &t, &types, args[0], func(ctx context.Context, c *client.Client, sym record.Symbol, yield client.Yield) error {
 				return c.Scan(ctx, sym, r, t.from(), yield)
 			})
@@ -100,6 +136,17 @@ func newScan(s *settings) *cobra.Command {
 	cmd.Flags().Var(&to, "until", "not after this `time`")
 	cmd.Flags().Uint64Var(&r.Limit, "limit", 0, "at most this `many` records are read")
 	return cmd
+}
+
+// checkRange refuses a range in which no record can be.
+func checkRange(r client.Range) error {
+	switch {
+	case r.ToSeq != 0 && r.FromSeq > r.ToSeq:
+		return fmt.Errorf("--from %d --to %d: the range is empty", r.FromSeq, r.ToSeq)
+	case r.ToTime != 0 && r.FromTime > r.ToTime:
+		return fmt.Errorf("--since %s --until %s: the range is empty", clock(r.FromTime), clock(r.ToTime))
+	}
+	return nil
 }
 
 func newTail(s *settings) *cobra.Command {
@@ -202,6 +249,7 @@ func (s *settings) printRecords(cmd *cobra.Command, t *target, types *typesFlag,
 	}
 	defer c.Close()
 	w := &recordWriter{out: cmd.OutOrStdout(), format: s.format, only: only}
+	w.width, _ = output.Width(w.out)
 	ctx, started := untilFirst(cmd.Context(), t.timeout.orDefault())
 	err = read(ctx, c, sym, func(rs []record.Record) error {
 		started()
@@ -209,6 +257,9 @@ func (s *settings) printRecords(cmd *cobra.Command, t *target, types *typesFlag,
 	})
 	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errNoAnswer) {
 		err = fmt.Errorf("%w: %w", cause, err)
+	}
+	if note := w.closing(); err == nil && note != "" {
+		fmt.Fprintln(cmd.ErrOrStderr(), note)
 	}
 	return reached(err)
 }

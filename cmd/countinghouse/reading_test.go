@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/countinghouse/countinghouse/cmd/countinghouse/audit"
 	"github.com/countinghouse/countinghouse/cmd/countinghouse/output"
@@ -154,6 +155,43 @@ func checkScan(t *testing.T, shards string) {
 	out, _, err = execute(t, "scan", "IF2501", "--shards", shards, "--type", "TradeExecuted")
 	if err != nil || out != "" {
 		t.Errorf("there are no trades: %v, %q", err, out)
+	}
+	for want, args := range map[string][]string{
+		"no records\n": {"get", "IF2501", "--order", "999999"},
+		"":             {"get", "IF2501", "--order", "1"},
+	} {
+		if _, note, err := execute(t, append(args, "--shards", shards)...); err != nil || note != want {
+			t.Errorf("%v: %q, %v", args, note, err)
+		}
+	}
+	if _, note, err := execute(t, "get", "IF2501", "--order", "999999", "--shards", shards, "-o", "json"); err != nil || note != "" {
+		t.Errorf("a machine is told %q", note)
+	}
+}
+
+// On a terminal every record takes one line of its width.
+func TestRecordsFitTheTerminal(t *testing.T) {
+	rs := make([]record.Record, 2)
+	for i := range rs {
+		rs[i].Header = record.Header{Version: record.Version, Type: record.TypeOrderInsert, Seq: 123456, Global: 7, Time: int64(1e18), Instrument: record.MustSymbol("IF2501")}
+		rs[i].OrderInsert().OrderID = 42
+	}
+	for _, width := range []int{0, 60, 80, 400} {
+		var out strings.Builder
+		w := &recordWriter{out: &out, format: output.Human, width: width}
+		if err := w.yield(rs); err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+		cut := width == 60 || width == 80
+		if len(lines) != 3 || w.cut != cut || (w.closing() != "") != cut || !strings.Contains(lines[2], "order_id=42") {
+			t.Errorf("width %d: cut %t, %q", width, w.cut, lines)
+		}
+		for _, line := range lines {
+			if n := utf8.RuneCountInString(line); width > 0 && n > width {
+				t.Errorf("width %d: a line of %d: %s", width, n, line)
+			}
+		}
 	}
 }
 

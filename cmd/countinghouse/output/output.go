@@ -50,17 +50,32 @@ type Printer struct {
 	drawn  bool // a progress line is on the screen
 }
 
+const (
+	widthDefault = 80
+	widthMin     = 20 // what is narrower is not believed
+)
+
 // New returns a printer of results to out. Progress goes to progress, in place
 // when that is a terminal and as plain lines otherwise.
 func New(format Format, out, progress io.Writer) *Printer {
-	p := &Printer{Format: format, out: out, live: progress, width: 80}
-	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		p.colour = os.Getenv("NO_COLOR") == ""
-		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 20 {
-			p.width = w
-		}
+	p := &Printer{Format: format, out: out, live: progress, width: widthDefault}
+	if width, terminal := Width(out); terminal {
+		p.colour, p.width = os.Getenv("NO_COLOR") == "", width
 	}
 	return p
+}
+
+// Width returns the width in columns of the terminal that w is, and whether it is
+// one.
+func Width(w io.Writer) (columns int, terminal bool) {
+	f, ok := w.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return 0, false
+	}
+	if columns, _, err := term.GetSize(int(f.Fd())); err == nil && columns > widthMin {
+		return columns, true
+	}
+	return widthDefault, true
 }
 
 // JSON prints v as one line of JSON.
@@ -91,7 +106,7 @@ func (p *Printer) Progress(format string, args ...any) {
 		fmt.Fprintln(p.live, line)
 		return
 	}
-	fmt.Fprintf(p.live, "\r\x1b[K%s", clip(line, p.width-1))
+	fmt.Fprintf(p.live, "\r\x1b[K%s", Clip(line, p.width-1))
 	p.drawn = true
 }
 
@@ -172,7 +187,8 @@ func numeric(s string) bool {
 	return s == "" || s == "-" || strings.Trim(s, "0123456789., -+%") == ""
 }
 
-func clip(s string, width int) string {
+// Clip cuts s to width columns.
+func Clip(s string, width int) string {
 	if r := []rune(s); len(r) > width && width > 1 {
 		return string(r[:width-1]) + "…"
 	}

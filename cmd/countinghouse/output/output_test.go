@@ -68,7 +68,7 @@ func TestUnits(t *testing.T) {
 		Count(0): "0", Count(999): "999", Count(1000): "1,000", Count(-1234567): "-1,234,567", Count(uint64(1) << 63): "9,223,372,036,854,775,808",
 		Bytes(0): "0 B", Bytes(1023): "1023 B", Bytes(1024): "1.0 KiB", Bytes(3 << 30): "3.0 GiB",
 		Nanos(0): "0 ns", Nanos(999): "999 ns", Nanos(1500): "1.5 µs", Nanos(2_000_000): "2.0 ms", Nanos(3_500_000_000): "3.50 s",
-		clip("abcdef", 4): "abc…", clip("abc", 4): "abc",
+		Clip("abcdef", 4): "abc…", Clip("abc", 4): "abc",
 	} {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)
