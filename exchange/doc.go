@@ -26,7 +26,8 @@
 // # Where the records come from
 //
 // The stores are needed for all records that the outbox has recycled. So when a
-// shard does not answer within Config.StorageWait, Open fails, but for two cases:
+// shard does not answer, or takes nothing, within Config.StorageWait, Open fails,
+// but for two cases:
 //
 //   - The outbox still holds every record from the first on, and the machine has
 //     not gone down since it was last in order. Then it alone is replayed.

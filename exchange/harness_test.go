@@ -34,7 +34,7 @@ func testShards(replicas int) []localcluster.Shard {
 }
 
 // startStorage starts storage nodes that elect fast, and waits for leaders.
-func startStorage(t *testing.T, replicas int) *localcluster.Cluster {
+func startStorage(t *testing.T, replicas int, args ...string) *localcluster.Cluster {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -42,10 +42,10 @@ func startStorage(t *testing.T, replicas int) *localcluster.Cluster {
 	}
 	c, err := localcluster.Start(t.Context(), localcluster.Options{
 		Cluster: "test", Dir: filepath.Join(t.TempDir(), "nodes"), Command: []string{self, "storagenode"},
-		Args: []string{
+		Args: append([]string{
 			"--heartbeat-timeout", "500ms", "--ballast-bytes", "-1", "--disk-reserve-bytes", "-1",
 			"--segment-bytes", "4194304", "--log-cache-bytes", "8388608",
-		},
+		}, args...),
 		Shards: testShards(replicas),
 	})
 	if err != nil {

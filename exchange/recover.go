@@ -153,8 +153,18 @@ func (r *recovery) takeOver(ctx context.Context) error {
 	if err := r.agree(ctx); err != nil {
 		return err
 	}
-	before := r.stored
-	if err := r.fence(ctx); err != nil {
+	before, needed := r.stored, r.storesNeeded()
+	wait := r.config.StorageWait
+	if needed == "" {
+		wait = r.config.DrainWait
+	}
+	err := r.fence(ctx, wait)
+	if err != nil && needed == "" && ctx.Err() == nil {
+		r.config.Log.Warn("starting without the stores, which take nothing", "waited", wait, "error", err)
+		r.stored = nil
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	if !r.stored.same(before) { // another exchange wrote until it was fenced

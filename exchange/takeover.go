@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -42,8 +43,8 @@ func unfenced(last uint64) uint64 { return (last + 1 + rand.Uint64N(unfencedSpre
 
 // fence opens every stream of every shard, so that no exchange before this one
 // can write any more, and reads again what the streams end with.
-func (r *recovery) fence(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, r.config.StorageWait)
+func (r *recovery) fence(ctx context.Context, wait time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	incarnation := fenced(r.lastIncarnation())
 	for try := 1; ; try++ {

@@ -246,6 +246,29 @@ func TestOutboxBehindOneShardAndAheadOfTheOther(t *testing.T) {
 	mustEqual(t, "the state after another start", last, state(t, open(t, config)))
 }
 
+// Shards that can be read and take nothing, as with full disks, do not keep an
+// exchange with a whole outbox from starting; one without must wait for them.
+func TestStartInFrontOfFullDisks(t *testing.T) {
+	storage := startStorage(t, 1, "--disk-reserve-bytes", "1000000000000000")
+	config := testConfig(t, storage.Map())
+	config.Init, config.DrainWait, config.CloseWait = true, 300*time.Millisecond, time.Millisecond
+	x := open(t, config)
+	if r := x.Recovery(); r.Fenced || !r.FromOutbox {
+		t.Errorf("%+v", r)
+	}
+	fund(t, x)
+	if n := trade(x, rand.New(rand.NewPCG(1, 1)), 50); n == 0 {
+		t.Error("no order was taken")
+	}
+	closed, err := x.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustEqual(t, "the state after another start", closed.State, state(t, open(t, config)))
+	config.OutboxDir, config.Init, config.StorageWait = filepath.Join(t.TempDir(), "lost"), false, time.Second
+	mustRefuse(t, config, ErrStores, "fence", "below the reserve")
+}
+
 func TestIncarnations(t *testing.T) {
 	for last := range uint64(10) {
 		if n := fenced(last); n <= last || n%2 != 0 {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"hash/crc32"
 	"io"
 	"net"
 	"net/http"
@@ -14,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/countinghouse/countinghouse/record"
 )
 
 func config(t *testing.T) Config {
@@ -128,7 +132,12 @@ func TestForeignDataAndPortsAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(newer, bytes.Replace(b, []byte(`"format": 1`), []byte(`"format": 2`), 1), 0o644); err != nil {
+	body, _, sealed := bytes.Cut(bytes.Replace(b, []byte(`"format": 1`), []byte(`"format": 2`), 1), []byte("\ncrc32c "))
+	if !sealed {
+		t.Fatalf("IDENTITY is not sealed:\n%s", b)
+	}
+	later := fmt.Appendf(body, "\ncrc32c %08x\n", crc32.Checksum(body, record.Castagnoli))
+	if err := os.WriteFile(newer, later, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if err := Run(t.Context(), c); err == nil || !strings.Contains(err.Error(), "newer") {
