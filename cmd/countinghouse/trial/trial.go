@@ -160,7 +160,7 @@ func (t *trial) start(ctx context.Context) error {
 	}
 	t.ex, err = exchange.Open(ctx, exchange.Config{
 		Shards: t.shards, Instruments: t.Instruments, OutboxDir: filepath.Join(t.Dir, outboxName),
-		Delivery: t.Delivery, QuotaBytes: t.QuotaBytes, Clock: t.Clock, CloseWait: stopWait, StateEvery: -1,
+		Delivery: t.Delivery, QuotaBytes: t.QuotaBytes, Clock: t.Clock, CloseWait: stopWait, StateEvery: -1, Init: true,
 	})
 	if err != nil {
 		return fmt.Errorf("start the exchange: %w", err)
