@@ -34,10 +34,10 @@
 //   - The outbox is empty and Config.Init declares that this is the first start
 //     of the cluster, with nothing stored anywhere.
 //
-// In both cases the shards get Config.DrainWait, not StorageWait, to answer. The
-// subscriber makes the comparison of step 2 when they come back; if it finds a
-// difference, or another exchange has opened the streams, the exchange stops, see
-// Failed.
+// In both cases the shards get Config.DrainWait, not StorageWait, to answer. When
+// all of them are back, the subscriber opens every stream and makes the comparison
+// of step 2, before it delivers anything; if it finds a difference, or another
+// exchange opens the streams later, the exchange stops, see Failed.
 //
 // An empty outbox in front of stores that hold records is one that replaces a
 // lost outbox: it goes on after the highest global number stored. An outbox that

@@ -240,14 +240,15 @@ func (r *recovery) deliver() subscriber.Config {
 
 // startSubscriber starts to deliver, with an incarnation above all before it.
 func (r *recovery) startSubscriber() error {
-	if r.incarnation == 0 {
-		r.incarnation = unfenced(r.lastIncarnation())
-	}
-	r.known.Incarnation = r.incarnation
+	last := r.lastIncarnation()
+	r.known.Incarnation = max(last, r.incarnation)
 	if err := r.known.store(); err != nil {
 		return err
 	}
 	config := r.deliver()
+	if r.incarnation == 0 {
+		config.Claim = func(ctx context.Context) (subscriber.Claimed, error) { return r.claim(ctx, last) }
+	}
 	config.OnStop = r.laneStopped
 	s, err := subscriber.New(config)
 	if err != nil {

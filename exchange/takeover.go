@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -22,9 +21,6 @@ const (
 	fenceTriesMax = 8
 	// fenceParallel is how many streams are opened at a time.
 	fenceParallel = 64
-	// unfencedSpread is the range in which a start without the stores draws its
-	// incarnation.
-	unfencedSpread = 1 << 16
 )
 
 // lastIncarnation returns the highest one that is known of.
@@ -32,14 +28,24 @@ func (r *recovery) lastIncarnation() uint64 {
 	return max(r.outbox.Incarnation(), r.known.Incarnation, r.stored.incarnation())
 }
 
-// Incarnations of exchanges that fenced the stores are even: each has opened every
-// stream with its first session, which succeeds once only, so no two have the same.
-func fenced(last uint64) uint64 { return (last | 1) + 1 }
+// fenced returns the incarnation of an exchange that fences all others: it has
+// opened every stream with its first session, which succeeds once only, so no two
+// have the same.
+func fenced(last uint64) uint64 { return last + 1 }
 
-// unfenced returns the incarnation of a start without the stores, which nobody
-// can promise to be the only one of its number. It is odd and drawn at random, so
-// that two such exchanges take each other for what they are.
-func unfenced(last uint64) uint64 { return (last + 1 + rand.Uint64N(unfencedSpread)) | 1 }
+// claim opens every stream for an exchange that started without the stores, once
+// they can be reached. Until then it delivers nothing.
+func (x *Exchange) claim(ctx context.Context, last uint64) (subscriber.Claimed, error) {
+	ctx, cancel := context.WithTimeout(ctx, x.config.StorageWait)
+	defer cancel()
+	stored, err := readEnds(ctx, x.client, func(string) client.Replica { return client.Replica{} })
+	if err != nil {
+		return subscriber.Claimed{}, err
+	}
+	incarnation := fenced(max(last, stored.incarnation()))
+	opened, _, err := openAll(ctx, x.client, incarnation)
+	return subscriber.Claimed{Incarnation: incarnation, Ends: opened}, err
+}
 
 // fence opens every stream of every shard, so that no exchange before this one
 // can write any more, and reads again what the streams end with.
@@ -48,7 +54,7 @@ func (r *recovery) fence(ctx context.Context, wait time.Duration) error {
 	defer cancel()
 	incarnation := fenced(r.lastIncarnation())
 	for try := 1; ; try++ {
-		other, err := openAll(ctx, r.client, incarnation)
+		_, other, err := openAll(ctx, r.client, incarnation)
 		if err == nil {
 			break
 		}
@@ -67,17 +73,25 @@ func (r *recovery) fence(ctx context.Context, wait time.Duration) error {
 
 // openAll opens all streams with the first session of an incarnation. Where one
 // is open with that or a later one, it returns the latest of them and an error.
-func openAll(ctx context.Context, c *client.Client, incarnation uint64) (other uint64, err error) {
+func openAll(ctx context.Context, c *client.Client, incarnation uint64) (
+	opened map[record.Symbol]client.OpenResult, other uint64, err error,
+) {
 	var mu sync.Mutex
+	opened = make(map[record.Symbol]client.OpenResult)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(fenceParallel)
 	for _, shard := range c.Map().Shards {
 		for _, name := range shard.Instruments {
 			g.Go(func() error {
-				_, err := c.OpenStream(ctx, record.MustSymbol(name), subscriber.Epoch(incarnation, 0))
-				if refused := refusal.FromError(err); err != nil && refused != nil && errors.Is(refused, refusal.ErrFenced) {
-					mu.Lock()
-					defer mu.Unlock()
+				sym := record.MustSymbol(name)
+				res, err := c.OpenStream(ctx, sym, subscriber.Epoch(incarnation, 0))
+				mu.Lock()
+				defer mu.Unlock()
+				if err == nil {
+					opened[sym] = res
+					return nil
+				}
+				if refused := refusal.FromError(err); refused != nil && errors.Is(refused, refusal.ErrFenced) {
 					other = max(other, subscriber.IncarnationOf(refused.Epoch))
 				}
 				return err
@@ -85,7 +99,7 @@ func openAll(ctx context.Context, c *client.Client, incarnation uint64) (other u
 		}
 	}
 	err = g.Wait()
-	return other, err
+	return opened, other, err
 }
 
 // deliverRest delivers what an outbox holds that is behind the stores, which hold

@@ -269,13 +269,42 @@ func TestStartInFrontOfFullDisks(t *testing.T) {
 	mustRefuse(t, config, ErrStores, "fence", "below the reserve")
 }
 
-func TestIncarnations(t *testing.T) {
-	for last := range uint64(10) {
-		if n := fenced(last); n <= last || n%2 != 0 {
-			t.Errorf("fenced after %d: %d", last, n)
-		}
-		if n := unfenced(last); n <= last || n%2 != 1 || n > last+unfencedSpread+1 {
-			t.Errorf("unfenced after %d: %d", last, n)
-		}
+// Two exchanges that started without the stores meet when these come: one
+// delivers, the other one stops before it has written anything.
+func TestTwoStartsWithoutStorage(t *testing.T) {
+	storage := startStorage(t, 1)
+	ups := []func(){down(t, storage, "s1"), down(t, storage, "s2")}
+	var rivals [2]*Exchange
+	var configs [2]Config
+	for i := range rivals {
+		configs[i] = storageless(testConfig(t, storage.Map()))
+		configs[i].StorageWait = 10 * time.Second
+		rivals[i] = open(t, configs[i])
+		fund(t, rivals[i])
+		trade(rivals[i], rand.New(rand.NewPCG(uint64(i), 5)), 300)
 	}
+	states := [2]core.State{state(t, rivals[0]), state(t, rivals[1])}
+	for _, up := range ups {
+		up()
+	}
+	select {
+	case <-rivals[0].Failed():
+	case <-rivals[1].Failed():
+	case <-bounded(t).Done():
+		t.Fatal("both go on")
+	}
+	// Each may have stopped the other one: whose outbox goes on then?
+	for i, x := range rivals {
+		x.Close()
+		configs[i].Init, configs[i].DrainWait, configs[i].CloseWait = false, 10*time.Second, 10*time.Second
+	}
+	winner := 0
+	x, err := Open(t.Context(), configs[0])
+	if err != nil {
+		winner = 1
+		x = open(t, configs[1])
+	}
+	mustEqual(t, "the winner's state", states[winner], state(t, x))
+	mustRebuild(t, storage.Map(), closeDrained(t, x))
+	mustRefuse(t, configs[1-winner], ErrDiverged)
 }

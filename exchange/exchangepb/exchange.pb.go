@@ -712,7 +712,7 @@ type OrderResponse struct {
 	Global uint64 `protobuf:"varint,9,opt,name=global,proto3" json:"global,omitempty"`
 	// True when the answer waited until an exchange can be rebuilt with them. An
 	// answer to a durable request without it says in message why not; the order
-	// stands all the same.
+	// stands all the same, unless message says that another exchange has taken over.
 	Durable       bool `protobuf:"varint,10,opt,name=durable,proto3" json:"durable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"google.golang.org/grpc/status"
@@ -9,6 +10,7 @@ import (
 	"github.com/countinghouse/countinghouse/exchange/core"
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
 	"github.com/countinghouse/countinghouse/exchange/risk"
+	"github.com/countinghouse/countinghouse/exchange/subscriber"
 )
 
 // orderEntry is the OrderEntry service.
@@ -108,7 +110,7 @@ func (s *Server) whenDurable(out *pb.OrderResponse, done func()) {
 		s.durableWaits.Add(-1)
 		out.Durable = err == nil
 		if err != nil {
-			out.Message = "the order stands, but its records are not known to be durable: " + err.Error()
+			out.Message = notDurable(err)
 		}
 		done()
 	}
@@ -121,6 +123,14 @@ func (s *Server) whenDurable(out *pb.OrderResponse, done func()) {
 		s.metrics.durable(time.Since(began))
 		finish(err)
 	})
+}
+
+// notDurable says what becomes of an order whose records were not stored in time.
+func notDurable(err error) string {
+	if errors.Is(err, subscriber.ErrFenced) || errors.Is(err, subscriber.ErrDiverged) {
+		return "another exchange has taken over: the order is lost unless that one shows it: " + err.Error()
+	}
+	return "the order stands, but its records are not known to be durable: " + err.Error()
 }
 
 // unary answers a single call.

@@ -1,6 +1,7 @@
 package subscriber
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"time"
@@ -81,8 +82,12 @@ type Config struct {
 	// OutboxDir is the directory of the outbox.
 	OutboxDir string
 	// Incarnation goes into the upper half of every epoch: 1 to 2³²−1, higher
-	// than any the shards have seen from this exchange.
+	// than any the shards have seen from this exchange. 0 if Claim is set.
 	Incarnation uint64
+	// Claim, if set, is called before anything is delivered, and again until it
+	// succeeds: it opens every stream of every shard. A lane could otherwise write
+	// to one shard what another exchange's records in the next shard contradict.
+	Claim func(ctx context.Context) (Claimed, error)
 	// Shards says which shard owns which instrument.
 	Shards *client.Map
 	// Storage reaches the shards; see FromClient.
@@ -100,11 +105,17 @@ type Config struct {
 	OnStop func(shard string, err error)
 }
 
+// Claimed is what Claim returns once every stream is open.
+type Claimed struct {
+	Incarnation uint64
+	Ends        map[record.Symbol]client.OpenResult
+}
+
 func (c *Config) complete() error {
 	switch {
 	case c.Shards == nil || c.Storage == nil:
 		return fmt.Errorf("subscriber: Shards and Storage must be set")
-	case c.Incarnation == 0 || c.Incarnation > math.MaxUint32:
+	case c.Claim == nil && c.Incarnation == 0 || c.Incarnation > math.MaxUint32:
 		return fmt.Errorf("subscriber: Incarnation: %d; use 1 to %d", c.Incarnation, uint32(math.MaxUint32))
 	}
 	if err := c.Shards.Check(); err != nil {

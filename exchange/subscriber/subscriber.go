@@ -66,6 +66,11 @@ func (s *Subscriber) addLane(i int) error {
 // not acknowledged by then stays in the outbox for the next Subscriber.
 func (s *Subscriber) Run(ctx context.Context) error {
 	errs := make([]error, len(s.lanes))
+	if s.config.Claim != nil {
+		if err := s.claim(ctx); err != nil {
+			return errors.Join(s.stopAll(err), s.closeReaders())
+		}
+	}
 	var wg sync.WaitGroup
 	for i, l := range s.lanes {
 		wg.Go(func() {
