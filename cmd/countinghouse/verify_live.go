@@ -231,6 +231,9 @@ func compareRecords(ctx context.Context, p *output.Printer, c *client.Client) ve
 	if result.Lost > 0 {
 		found("%d of the numbers that run through all streams are on no record", result.Lost)
 	}
+	if result.GivenUp > 0 {
+		p.Note("%s records were lost with an outbox and given up, as a HistoryCut says", output.Count(result.GivenUp))
+	}
 	if result.Duplicated > 0 {
 		found("%d of the numbers that run through all streams are on more than one record", result.Duplicated)
 	}

@@ -32,8 +32,10 @@ type Result struct {
 	// Persisted counts the records of all streams, each once.
 	Persisted uint64
 	// Lost counts the global numbers from 1 to the last one published that no
-	// stream holds.
+	// stream holds, and that no HistoryCut gives up.
 	Lost uint64
+	// GivenUp counts those that no stream holds and that a HistoryCut gives up.
+	GivenUp uint64
 	// Duplicated counts records whose global number another record has too.
 	Duplicated uint64
 	// Beyond counts records with a global number above the last one published.
@@ -60,21 +62,40 @@ type auditor struct {
 	source Source
 	seen   []uint64 // bitmap of global numbers
 	last   uint64   // last global number published
+	cuts   map[cut]bool
 	result Result
 }
+
+// cut is a range of global numbers that do not count, both ends included.
+type cut struct{ first, last uint64 }
 
 // Run compares all replicas of all streams byte by byte and counts every global
 // number from 1 to published. progress is called with the records read so far.
 // The error says that a replica could not be read, not that it is wrong.
 func Run(ctx context.Context, source Source, streams []Stream, published uint64, progress func(records uint64)) (Result, error) {
-	a := &auditor{source: source, seen: make([]uint64, published/64+1), last: published}
+	a := &auditor{source: source, seen: make([]uint64, published/64+1), last: published, cuts: map[cut]bool{}}
 	for _, s := range streams {
 		if err := a.stream(ctx, s, progress); err != nil {
 			return a.result, fmt.Errorf("audit of %s: %w", s.Instrument, err)
 		}
 	}
-	a.result.Lost = published - (a.result.Persisted - a.result.Duplicated - a.result.Beyond)
+	a.giveUp()
+	a.result.Lost = published - (a.result.Persisted - a.result.Duplicated - a.result.Beyond) - a.result.GivenUp
 	return a.result, nil
+}
+
+// giveUp counts the numbers in cuts that are on no record.
+func (a *auditor) giveUp() {
+	counted := make([]uint64, len(a.seen)) // cuts may overlap: one that was not stored as a whole is repeated
+	for c := range a.cuts {
+		for global := c.first; global <= min(c.last, a.last); global++ {
+			word, bit := global/64, uint64(1)<<(global%64)
+			if (a.seen[word]|counted[word])&bit == 0 {
+				counted[word] |= bit
+				a.result.GivenUp++
+			}
+		}
+	}
 }
 
 // stream audits one instrument, a window of records at a time.
@@ -135,6 +156,9 @@ func (a *auditor) count(s Stream, first, last uint64, rs []record.Record) {
 			a.differ("%s: %s has %s seq %d in place of seq %d", s.Instrument, s.Members[0], r.Instrument, r.Seq, first+uint64(i))
 		}
 		a.mark(r.Global)
+		if r.Type == record.TypeHistoryCut {
+			a.cuts[cut{r.HistoryCut().From + 1, r.HistoryCut().To}] = true
+		}
 	}
 }
 

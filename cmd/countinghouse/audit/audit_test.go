@@ -137,6 +137,22 @@ func TestEveryKindOfDamageIsFound(t *testing.T) {
 	}
 }
 
+// Numbers that a HistoryCut gives up are no loss; those beside it are.
+func TestGivenUpIsNotLost(t *testing.T) {
+	r, streams := healthy()
+	const end = 2 * perStream
+	for _, m := range r {
+		rec := record.Record{Header: record.Header{
+			Version: record.Version, Type: record.TypeHistoryCut, Seq: perStream + 1, Global: end + 5, Instrument: symA,
+		}}
+		rec.HistoryCut().From, rec.HistoryCut().To = end-10, end+4
+		m[symA] = append(m[symA], rec)
+	}
+	if got := run(t, r, streams, end+7); got.GivenUp != 4 || got.Lost != 2 || !got.Identical() {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestUnreadableReplicaIsAnError(t *testing.T) {
 	r, streams := healthy()
 	r["broken"] = r["m2"]

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"golang.org/x/term"
@@ -48,6 +49,9 @@ type Printer struct {
 	colour bool
 	width  int
 	drawn  bool // a progress line is on the screen
+
+	told   string // format of the last progress line that was printed elsewhere
+	toldAt time.Time
 }
 
 const (
@@ -94,8 +98,11 @@ func (p *Printer) Line(format string, args ...any) {
 	fmt.Fprintf(p.out, format+"\n", args...)
 }
 
+// tellEvery is the pause between two lines of the same work where they add up.
+const tellEvery = 400 * time.Millisecond
+
 // Progress shows what long work is doing: one line that replaces the one before
-// on a terminal, a line of its own elsewhere.
+// on a terminal, a line of its own now and then elsewhere.
 func (p *Printer) Progress(format string, args ...any) {
 	if p.live == nil {
 		return
@@ -103,7 +110,10 @@ func (p *Printer) Progress(format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
 	f, ok := p.live.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
-		fmt.Fprintln(p.live, line)
+		if format != p.told || time.Since(p.toldAt) >= tellEvery {
+			p.told, p.toldAt = format, time.Now()
+			fmt.Fprintln(p.live, line)
+		}
 		return
 	}
 	fmt.Fprintf(p.live, "\r\x1b[K%s", Clip(line, p.width-1))
