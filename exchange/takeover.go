@@ -21,6 +21,8 @@ const (
 	fenceTriesMax = 8
 	// fenceParallel is how many streams are opened at a time.
 	fenceParallel = 64
+	// claimTimeout bounds one try, after which its error is noted.
+	claimTimeout = 5 * time.Second
 )
 
 // lastIncarnation returns the highest one that is known of.
@@ -36,7 +38,7 @@ func fenced(last uint64) uint64 { return last + 1 }
 // claim opens every stream for an exchange that started without the stores, once
 // they can be reached. Until then it delivers nothing.
 func (x *Exchange) claim(ctx context.Context, last uint64) (subscriber.Claimed, error) {
-	ctx, cancel := context.WithTimeout(ctx, x.config.StorageWait)
+	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
 	defer cancel()
 	stored, err := readEnds(ctx, x.client, func(string) client.Replica { return client.Replica{} })
 	if err != nil {
