@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -87,14 +88,36 @@ func script(t testing.TB, fs vfs.FS, note func(entry)) error {
 	return s.Close()
 }
 
+// cloned keeps the methods of MemFS that take its own lock twice from running
+// while it is cloned: they would wait for each other for ever.
+type cloned struct {
+	*vfs.MemFS
+	cloning *sync.RWMutex
+}
+
+// Link implements vfs.FS.
+func (c cloned) Link(from, to string) error {
+	c.cloning.RLock()
+	defer c.cloning.RUnlock()
+	return c.MemFS.Link(from, to)
+}
+
+// Lock implements vfs.FS.
+func (c cloned) Lock(name string) (io.Closer, error) {
+	c.cloning.RLock()
+	defer c.cloning.RUnlock()
+	return c.MemFS.Lock(name)
+}
+
 // crashPoints runs script and calls crashed with the state of the disk, as a
 // power loss may leave it, before every operation that changes it.
 func crashPoints(t *testing.T, rng *rand.Rand, crashed func(op string, fs *vfs.MemFS, log []entry)) {
 	mem := vfs.NewCrashableMem()
+	var cloning sync.RWMutex
 	var mu sync.Mutex
 	var log []entry
 	n := 0
-	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+	fs := errorfs.Wrap(cloned{mem, &cloning}, errorfs.InjectorFunc(func(op errorfs.Op) error {
 		if op.Kind.ReadOrWrite() == errorfs.OpIsRead {
 			return nil
 		}
@@ -102,7 +125,9 @@ func crashPoints(t *testing.T, rng *rand.Rand, crashed func(op string, fs *vfs.M
 		defer mu.Unlock()
 		n++
 		for _, percent := range []int{0, 50, 100} {
+			cloning.Lock()
 			clone := mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: percent, RNG: rng})
+			cloning.Unlock()
 			crashed(fmt.Sprintf("operation %d, kind %d on %s, %d %% of what was not synced", n, op.Kind, op.Path, percent), clone, log)
 		}
 		return nil
@@ -172,6 +197,7 @@ func recovered(t *testing.T, fs vfs.FS, dir, op string, log []entry) {
 // truncated up to it.
 func TestDurableIndexIsNotAheadOfTheDisk(t *testing.T) {
 	mem := vfs.NewCrashableMem()
+	var cloning sync.RWMutex
 	var s *Shard
 	o := smallOptions(t)
 	o.MemtableBytesMax = 4 << 10
@@ -180,7 +206,9 @@ func TestDurableIndexIsNotAheadOfTheDisk(t *testing.T) {
 			return nil
 		}
 		promised := s.DurableIndex()
+		cloning.Lock()
 		clone := mem.CrashClone(vfs.CrashCloneCfg{})
+		cloning.Unlock()
 		after := mustOpen(t, clone, "shard", smallOptions(t))
 		defer mustClose(t, after)
 		if after.DurableIndex() < promised {
@@ -229,10 +257,11 @@ func TestErrorAtEveryOperation(t *testing.T) {
 func errorAt(t *testing.T, at int, injected error) bool {
 	t.Helper()
 	mem := vfs.NewCrashableMem()
+	var cloning sync.RWMutex
 	var mu sync.Mutex
 	var log []entry
 	n, where := 0, ""
-	fs := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+	fs := errorfs.Wrap(cloned{mem, &cloning}, errorfs.InjectorFunc(func(op errorfs.Op) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if n++; n == at {
@@ -255,7 +284,9 @@ func errorAt(t *testing.T, at int, injected error) bool {
 	if err != nil && !errors.Is(err, injected) && !errors.Is(err, ErrPoisoned) {
 		t.Fatalf("%s: the error does not say what failed: %v", where, err)
 	}
+	cloning.Lock()
 	clone := mem.CrashClone(vfs.CrashCloneCfg{})
+	cloning.Unlock()
 	if _, err := clone.Stat("shard"); oserror.IsNotExist(err) {
 		return true // it failed before there was anything
 	}
