@@ -44,6 +44,11 @@ func (x *Exchange) claim(ctx context.Context, last uint64) (subscriber.Claimed, 
 	if err != nil {
 		return subscriber.Claimed{}, err
 	}
+	// Looked at before the streams are opened, which would stop that exchange.
+	if own := x.outbox.Published(); stored.global() > own {
+		return subscriber.Claimed{}, fmt.Errorf("%w: the shards hold records up to global %d, the outbox %s ends with %d: "+
+			"another exchange has written since; move it away to go on from the stores", subscriber.ErrDiverged, stored.global(), x.config.OutboxDir, own)
+	}
 	incarnation := fenced(max(last, stored.incarnation()))
 	opened, _, err := openAll(ctx, x.client, incarnation)
 	return subscriber.Claimed{Incarnation: incarnation, Ends: opened}, err
