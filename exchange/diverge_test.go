@@ -13,7 +13,6 @@ import (
 	"github.com/countinghouse/countinghouse/exchange/gateway"
 	"github.com/countinghouse/countinghouse/exchange/order"
 	"github.com/countinghouse/countinghouse/exchange/outbox"
-	"github.com/countinghouse/countinghouse/exchange/subscriber"
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/client"
 )
@@ -107,7 +106,7 @@ func TestOutboxOfAnotherHistory(t *testing.T) {
 		t.Log("both histories are equally long")
 	}
 	other.Shards = storage.Map()
-	mustRefuse(t, other, ErrDiverged, "in the store and", "in the outbox")
+	mustRefuse(t, other, ErrDiverged, "another one in shard", "move the outbox away")
 
 	x := open(t, first) // nothing was written
 	mustEqual(t, "the first history", last.State, state(t, x))
@@ -128,7 +127,7 @@ func TestOutboxOfAnotherHistory(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatalf("the exchange goes on: %+v", x.Stats().Lanes)
 	}
-	if err := x.Err(); !errors.Is(err, ErrDiverged) && !errors.Is(err, subscriber.ErrFenced) {
+	if err := x.Err(); !errors.Is(err, ErrDiverged) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := x.State(); !errors.Is(err, ErrClosed) {

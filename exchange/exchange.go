@@ -23,7 +23,7 @@ import (
 var (
 	// ErrDiverged means that outbox, stores and state file do not tell the same
 	// history. The stores were not written to unless they agreed up to there.
-	ErrDiverged = errors.New("outbox and stores diverge")
+	ErrDiverged = subscriber.ErrDiverged
 	// ErrStores means that shards did not answer, without which no start is
 	// possible.
 	ErrStores = errors.New("the stores cannot be read")
@@ -177,7 +177,7 @@ func (x *Exchange) Err() error {
 // laneStopped takes the error with which a shard's lane stopped for good. To
 // trade on would fill the outbox with what can never be delivered.
 func (x *Exchange) laneStopped(_ string, err error) {
-	if errors.Is(err, subscriber.ErrDiverged) || errors.Is(err, subscriber.ErrMissing) {
+	if errors.Is(err, subscriber.ErrMissing) {
 		err = fmt.Errorf("%w: %w", ErrDiverged, err)
 	}
 	x.mu.Lock()

@@ -15,27 +15,32 @@ import (
 	"github.com/countinghouse/countinghouse/storagenode/client"
 )
 
-// recoveryCursor holds the outbox's records while the recovery reads them.
-const recoveryCursor = "recovery"
+// Cursors that hold the outbox's records while a history reads them.
+const (
+	recoveryCursor = "recovery"
+	claimCursor    = "claim"
+)
 
 // history is what an outbox still holds, as far as the recovery looks at it. It
 // is for one goroutine.
 type history struct {
 	dir    string
+	cursor string
 	reader *outbox.Reader
 	owner  map[record.Symbol]string // shard by stream
 }
 
-// openHistory opens the outbox's records, which stay until close.
-func openHistory(dir string, m *client.Map) (*history, error) {
-	if err := outbox.RemoveCursor(dir, recoveryCursor); err != nil && !errors.Is(err, outbox.ErrNotFound) {
-		return nil, err // left by a recovery that was cut short
+// openHistory opens the outbox's records, which stay until close. No other
+// history may have that cursor.
+func openHistory(dir, cursor string, m *client.Map) (*history, error) {
+	if err := dropCursor(dir, cursor); err != nil {
+		return nil, err
 	}
-	reader, err := outbox.OpenReader(dir, recoveryCursor)
+	reader, err := outbox.OpenReader(dir, cursor)
 	if err != nil {
 		return nil, err
 	}
-	h := &history{dir: dir, reader: reader, owner: make(map[record.Symbol]string)}
+	h := &history{dir: dir, cursor: cursor, reader: reader, owner: make(map[record.Symbol]string)}
 	for i := range m.Shards {
 		for _, name := range m.Shards[i].Instruments {
 			h.owner[record.MustSymbol(name)] = m.Shards[i].Name
@@ -46,7 +51,16 @@ func openHistory(dir string, m *client.Map) (*history, error) {
 
 func (h *history) close() error {
 	err := h.reader.Close()
-	return errors.Join(err, outbox.RemoveCursor(h.dir, recoveryCursor))
+	return errors.Join(err, outbox.RemoveCursor(h.dir, h.cursor))
+}
+
+// dropCursor removes a cursor that an exchange which was killed has left. It
+// would hold the outbox's records for ever.
+func dropCursor(dir, cursor string) error {
+	if err := outbox.RemoveCursor(dir, cursor); err != nil && !errors.Is(err, outbox.ErrNotFound) {
+		return err
+	}
+	return nil
 }
 
 // complete reports whether every record from the first on is still there.
@@ -232,7 +246,7 @@ func (h *history) compareLast(ctx context.Context, c *client.Client, stored ends
 	close(last)
 	for r := range last {
 		if own, ok := h.reader.At(r.Global); ok && !outbox.Void(own) && *own != r {
-			return fmt.Errorf("%w: record %d is %q in the store and %q in the outbox", ErrDiverged, r.Global, r.String(), own.String())
+			return subscriber.Differ(h.owner[r.Instrument], &r, own)
 		}
 	}
 	return h.reader.Err()

@@ -14,7 +14,6 @@ import (
 	"github.com/countinghouse/countinghouse/exchange/risk"
 	"github.com/countinghouse/countinghouse/exchange/subscriber"
 	"github.com/countinghouse/countinghouse/record"
-	"github.com/countinghouse/countinghouse/storagenode/client"
 )
 
 // Recovery says how an exchange got its state.
@@ -99,7 +98,10 @@ func (r *recovery) openOutbox(startGlobal uint64) error {
 			return err
 		}
 	}
-	r.history, err = openHistory(c.OutboxDir, c.Shards)
+	if err := dropCursor(c.OutboxDir, claimCursor); err != nil {
+		return err
+	}
+	r.history, err = openHistory(c.OutboxDir, recoveryCursor, c.Shards)
 	return err
 }
 
@@ -130,7 +132,7 @@ func (r *recovery) askStores(ctx context.Context) error {
 	asking, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	stop := r.report(asking, func() Progress { return Progress{Phase: PhaseStores} })
-	stored, err := readEnds(asking, r.client, func(string) client.Replica { return client.Replica{} })
+	stored, err := readEnds(asking, r.client, nil)
 	stop()
 	switch {
 	case err == nil:
@@ -153,7 +155,7 @@ func (r *recovery) takeOver(ctx context.Context) error {
 	if err := r.agree(ctx); err != nil {
 		return err
 	}
-	before, needed := r.stored, r.storesNeeded()
+	needed := r.storesNeeded()
 	wait := r.config.StorageWait
 	if needed == "" {
 		wait = r.config.DrainWait
@@ -166,11 +168,6 @@ func (r *recovery) takeOver(ctx context.Context) error {
 	}
 	if err != nil {
 		return err
-	}
-	if !r.stored.same(before) { // another exchange wrote until it was fenced
-		if err := r.agree(ctx); err != nil {
-			return err
-		}
 	}
 	return r.align(ctx)
 }
@@ -193,8 +190,7 @@ func (r *recovery) checkAhead() error {
 		return fmt.Errorf("%w: Init declares a first start, but the stores hold records up to global %d: start without Init (--init) to go on from there",
 			ErrDiverged, stored)
 	case !r.empty() && !r.known.NeedsStores:
-		return fmt.Errorf("%w: the stores hold records up to global %d, the outbox ends with %d although the machine did not go down: "+
-			"another exchange has written since; move %s away to go on from the stores", ErrDiverged, stored, own, r.config.OutboxDir)
+		return r.behind(stored, own, " although the machine did not go down")
 	}
 	return nil
 }
@@ -247,7 +243,8 @@ func (r *recovery) startSubscriber() error {
 	}
 	config := r.deliver()
 	if r.incarnation == 0 {
-		config.Claim = func(ctx context.Context) (subscriber.Claimed, error) { return r.claim(ctx, last) }
+		x := r.Exchange // which goes on; the recovery ends
+		config.Claim = func(ctx context.Context) (subscriber.Claimed, error) { return x.claim(ctx, last) }
 	}
 	config.OnStop = r.laneStopped
 	s, err := subscriber.New(config)
@@ -351,7 +348,7 @@ func (r *recovery) sources(ctx context.Context) (*streams, error) {
 		return nil, err
 	}
 	// Asked after the cursors were read: what they have passed is among it.
-	r.stored, err = readEnds(ctx, r.client, func(string) client.Replica { return client.Replica{} })
+	r.stored, err = readEnds(ctx, r.client, nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrStores, err)
 	}

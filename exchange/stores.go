@@ -44,9 +44,6 @@ type Rebuilt struct {
 // transactions without an end, and records that contradict each other.
 func Rebuild(ctx context.Context, c *client.Client, o RebuildOptions) (*Rebuilt, error) {
 	began := time.Now()
-	if o.From == nil {
-		o.From = func(string) client.Replica { return client.Replica{} }
-	}
 	ends, err := readEnds(ctx, c, o.From)
 	if err != nil {
 		return nil, err
@@ -79,10 +76,14 @@ type streamEnd struct {
 // ends are the ends of all streams.
 type ends map[record.Symbol]streamEnd
 
-// readEnds asks all shards at once what their streams end with.
+// readEnds asks all shards at once what their streams end with: their leaders,
+// or the replicas that from names.
 func readEnds(ctx context.Context, c *client.Client, from func(shard string) client.Replica) (ends, error) {
 	shards := c.Map().Shards
 	answers := make([][]streamEnd, len(shards))
+	if from == nil {
+		from = func(string) client.Replica { return client.Replica{} }
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	for i := range shards {
 		g.Go(func() error {

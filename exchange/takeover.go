@@ -21,8 +21,6 @@ const (
 	fenceTriesMax = 8
 	// fenceParallel is how many streams are opened at a time.
 	fenceParallel = 64
-	// claimTimeout bounds one try, after which its error is noted.
-	claimTimeout = 5 * time.Second
 )
 
 // lastIncarnation returns the highest one that is known of.
@@ -30,52 +28,82 @@ func (r *recovery) lastIncarnation() uint64 {
 	return max(r.outbox.Incarnation(), r.known.Incarnation, r.stored.incarnation())
 }
 
-// fenced returns the incarnation of an exchange that fences all others: it has
-// opened every stream with its first session, which succeeds once only, so no two
-// have the same.
-func fenced(last uint64) uint64 { return last + 1 }
-
-// claim opens every stream for an exchange that started without the stores, once
-// they can be reached. Until then it delivers nothing.
-func (x *Exchange) claim(ctx context.Context, last uint64) (subscriber.Claimed, error) {
-	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
-	defer cancel()
-	stored, err := readEnds(ctx, x.client, func(string) client.Replica { return client.Replica{} })
-	if err != nil {
-		return subscriber.Claimed{}, err
+// fence opens every stream of every shard, so that no exchange before this one
+// can write any more. agree is asked before each try, with what the streams end
+// with: to open them stops whoever writes, also one that is in the right.
+func (x *Exchange) fence(ctx context.Context, last uint64, agree func(context.Context, ends) error) (subscriber.Claimed, error) {
+	for try := 1; ; try++ {
+		stored, err := readEnds(ctx, x.client, nil)
+		if err != nil {
+			return subscriber.Claimed{}, fmt.Errorf("%w: %w", ErrStores, err)
+		}
+		if err := agree(ctx, stored); err != nil {
+			return subscriber.Claimed{}, err
+		}
+		// With the first session of an incarnation a stream can be opened once
+		// only, so no two exchanges fence all others with the same.
+		incarnation := max(last, stored.incarnation()) + 1
+		opened, other, err := openAll(ctx, x.client, incarnation)
+		switch {
+		case err == nil:
+			return subscriber.Claimed{Incarnation: incarnation, Ends: opened}, nil
+		case other == 0 || try == fenceTriesMax:
+			return subscriber.Claimed{}, fmt.Errorf("%w: fence earlier exchanges: %w", ErrStores, err)
+		}
+		last = max(last, other)
 	}
-	// Looked at before the streams are opened, which would stop that exchange.
-	if own := x.outbox.Published(); stored.global() > own {
-		return subscriber.Claimed{}, fmt.Errorf("%w: the shards hold records up to global %d, the outbox %s ends with %d: "+
-			"another exchange has written since; move it away to go on from the stores", subscriber.ErrDiverged, stored.global(), x.config.OutboxDir, own)
-	}
-	incarnation := fenced(max(last, stored.incarnation()))
-	opened, _, err := openAll(ctx, x.client, incarnation)
-	return subscriber.Claimed{Incarnation: incarnation, Ends: opened}, err
 }
 
-// fence opens every stream of every shard, so that no exchange before this one
-// can write any more, and reads again what the streams end with.
+// fence fences all exchanges before this one, and reads again what the streams
+// end with.
 func (r *recovery) fence(ctx context.Context, wait time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	incarnation := fenced(r.lastIncarnation())
-	for try := 1; ; try++ {
-		_, other, err := openAll(ctx, r.client, incarnation)
-		if err == nil {
-			break
+	agreed := r.stored
+	claimed, err := r.Exchange.fence(ctx, r.lastIncarnation(), func(ctx context.Context, stored ends) error {
+		if stored.same(agreed) {
+			return nil
 		}
-		if other == 0 || try == fenceTriesMax {
-			return fmt.Errorf("%w: fence earlier exchanges: %w", ErrStores, err)
-		}
-		incarnation = fenced(other)
+		r.stored = stored
+		err := r.agree(ctx)
+		agreed = stored
+		return err
+	})
+	if err != nil {
+		return err
 	}
-	r.incarnation, r.recovery.Fenced = incarnation, true
-	var err error
-	if r.stored, err = readEnds(ctx, r.client, func(string) client.Replica { return client.Replica{} }); err != nil {
+	r.incarnation, r.recovery.Fenced = claimed.Incarnation, true
+	if r.stored, err = readEnds(ctx, r.client, nil); err != nil {
 		return fmt.Errorf("%w: %w", ErrStores, err)
 	}
-	return nil
+	if r.stored.same(agreed) {
+		return nil
+	}
+	return r.agree(ctx) // another exchange wrote until it was fenced
+}
+
+// claim fences all exchanges before one that started without the stores, once
+// they can be reached. Until then it delivers nothing.
+func (x *Exchange) claim(ctx context.Context, last uint64) (claimed subscriber.Claimed, err error) {
+	reading, cancel := context.WithTimeout(ctx, x.config.StorageWait)
+	defer cancel()
+	h, err := openHistory(x.config.OutboxDir, claimCursor, x.config.Shards)
+	if err != nil {
+		return subscriber.Claimed{}, err
+	}
+	defer func() { err = errors.Join(err, h.close()) }()
+	return x.fence(reading, last, func(ctx context.Context, stored ends) error {
+		if own := x.outbox.Published(); stored.global() > own {
+			return x.behind(stored.global(), own, "")
+		}
+		return h.compare(ctx, x.client, stored)
+	})
+}
+
+// behind is the error of an outbox behind which another exchange has written.
+func (x *Exchange) behind(stored, own uint64, although string) error {
+	return fmt.Errorf("%w: the stores hold records up to global %d, the outbox %s ends with %d%s: "+
+		"another exchange has written since; move the outbox away to go on from the stores", ErrDiverged, stored, x.config.OutboxDir, own, although)
 }
 
 // openAll opens all streams with the first session of an incarnation. Where one
@@ -130,12 +158,14 @@ func (r *recovery) deliverRest(ctx context.Context, stored uint64) error {
 	stop()
 	run.Wait()
 	switch {
-	case errors.Is(err, subscriber.ErrDiverged) || errors.Is(err, subscriber.ErrMissing):
+	case errors.Is(err, subscriber.ErrMissing):
 		return fmt.Errorf("%w: %w", ErrDiverged, err)
+	case errors.Is(err, ErrDiverged):
+		return err
 	case err != nil:
 		return fmt.Errorf("%w: the outbox goes on after what is stored, and must be delivered before: %w", ErrStores, err)
 	}
-	if r.stored, err = readEnds(ctx, r.client, func(string) client.Replica { return client.Replica{} }); err != nil {
+	if r.stored, err = readEnds(ctx, r.client, nil); err != nil {
 		return fmt.Errorf("%w: %w", ErrStores, err)
 	}
 	return nil

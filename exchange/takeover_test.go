@@ -3,9 +3,11 @@ package exchange
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -307,4 +309,49 @@ func TestTwoStartsWithoutStorage(t *testing.T) {
 	mustEqual(t, "the winner's state", states[winner], state(t, x))
 	mustRebuild(t, storage.Map(), closeDrained(t, x))
 	mustRefuse(t, configs[1-winner], ErrDiverged)
+}
+
+// What started without the stores, from an outbox that is not theirs, stops when
+// they come, and leaves the exchange that is in the right alone.
+func TestStaleExchangeDoesNotFence(t *testing.T) {
+	for _, longer := range []bool{false, true} {
+		t.Run(fmt.Sprintf("longer %t", longer), func(t *testing.T) {
+			storage := startStorage(t, 1)
+			right := open(t, testConfig(t, storage.Map()))
+			fund(t, right)
+			rng := rand.New(rand.NewPCG(1, 6))
+			trade(right, rng, 500)
+			if err := right.WaitDrained(bounded(t)); err != nil {
+				t.Fatal(err)
+			}
+			ups := []func(){down(t, storage, "s1"), down(t, storage, "s2")}
+			stale := open(t, storageless(testConfig(t, storage.Map())))
+			fund(t, stale)
+			n := 10
+			if longer {
+				n = 2000
+			}
+			trade(stale, rand.New(rand.NewPCG(2, 6)), n)
+			if got := stale.Stats().Outbox.Published > right.Stats().Outbox.Published; got != longer {
+				t.Fatalf("the stale outbox is longer: %t", got)
+			}
+			for _, up := range ups {
+				up()
+			}
+			select {
+			case <-stale.Failed():
+			case <-bounded(t).Done():
+				t.Fatal("the stale one goes on")
+			}
+			if err := stale.Err(); !errors.Is(err, ErrDiverged) || !strings.Contains(err.Error(), "move the outbox away") {
+				t.Errorf("the stale one ended with %v", err)
+			}
+			for _, sym := range symbols {
+				if err := durable(bounded(t), right, sym, rng); err != nil {
+					t.Errorf("%s: %v", sym, err)
+				}
+			}
+			mustRebuild(t, storage.Map(), closeDrained(t, right))
+		})
+	}
 }

@@ -154,3 +154,39 @@ func (r *Record) String() string {
 	}
 	return b.String()
 }
+
+// Diff names the fields in which two records differ as "name mine not theirs",
+// header first; nil when all bytes are the same. Bodies of different types are
+// not compared, and bytes that belong to no field are told by their offset.
+func (r *Record) Diff(other *Record) []string {
+	mine, theirs := r.described(), other.described()
+	if r.Type != other.Type {
+		mine, theirs = mine[:headerFields], theirs[:headerFields]
+	}
+	var differ []string
+	for i := range mine {
+		if mine[i].Value != theirs[i].Value {
+			differ = append(differ, fmt.Sprintf("%s %v not %v", mine[i].Name, mine[i].Value, theirs[i].Value))
+		}
+	}
+	if differ == nil {
+		a, b := r.Bytes(), other.Bytes()
+		for i := range a {
+			if a[i] != b[i] {
+				return []string{fmt.Sprintf("byte %d %#02x not %#02x", i, a[i], b[i])}
+			}
+		}
+	}
+	return differ
+}
+
+const headerFields = 6
+
+// described returns the header's fields, then those of Fields.
+func (r *Record) described() []Field {
+	header := [headerFields]Field{
+		{"type", r.Type.String()}, {"instrument", r.Instrument.String()},
+		{"seq", r.Seq}, {"global", r.Global}, {"time", r.Time}, {"flags", r.Flags},
+	}
+	return append(header[:], r.Fields()...)
+}

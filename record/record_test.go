@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -382,5 +383,28 @@ func BenchmarkAppendBatch(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// Every single flipped byte is named, by its field or its place.
+func TestDiffNamesWhatDiffers(t *testing.T) {
+	for _, typ := range allTypes() {
+		r := sample(typ)
+		if diff := r.Diff(&r); diff != nil {
+			t.Errorf("a %s differs from itself: %v", typ, diff)
+		}
+		for i := range Size {
+			other := r
+			other.Bytes()[i] ^= 0x40
+			if r.Diff(&other) == nil {
+				t.Errorf("%s: a flip of byte %d makes no difference", typ, i)
+			}
+		}
+	}
+	r := sample(TypeTradeExecuted)
+	other := r
+	other.Seq, other.TradeExecuted().Price = 9, 8
+	if got, want := r.Diff(&other), []string{"seq 4 not 9", "price 6 not 8"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

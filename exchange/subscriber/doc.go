@@ -27,7 +27,7 @@ var (
 	ErrFenced = errors.New("fenced by a later writer")
 	// ErrDiverged means that the shard holds other bytes than the outbox under
 	// the same number: the outbox or the shard belongs to another history.
-	ErrDiverged = errors.New("shard and outbox differ")
+	ErrDiverged = errors.New("outbox and stores diverge")
 	// ErrMissing means that the outbox no longer has records that the shard
 	// still lacks.
 	ErrMissing = errors.New("records are missing")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -310,14 +311,22 @@ func (l *lane) compare(s *stream, res client.OpenResult) error {
 		return nil
 	}
 	if last.Global > max(l.reader.Published(), l.ahead) {
-		return fmt.Errorf("%w: the shard holds %s seq %d with global %d, and the outbox has published %d only", ErrDiverged, s.sym, last.Seq, last.Global, l.reader.Published())
+		return fmt.Errorf("%w: shard %s holds %s seq %d with global %d, and the outbox has published %d only: "+
+			"another exchange has written since", ErrDiverged, l.shard, s.sym, last.Seq, last.Global, l.reader.Published())
 	}
 	own, ok := l.reader.At(last.Global)
 	if !ok || outbox.Void(own) || bytes.Equal(own.Bytes(), last.Bytes()) {
 		return nil
 	}
-	return fmt.Errorf("%w: global %d is %s %s seq %d in the shard and %s %s seq %d in the outbox", ErrDiverged,
-		last.Global, last.Type, last.Instrument, last.Seq, own.Type, own.Instrument, own.Seq)
+	return Differ(l.shard, last, own)
+}
+
+// Differ returns an ErrDiverged that says in which fields a shard's record is
+// another one than the outbox's of the same global.
+func Differ(shard string, stored, own *record.Record) error {
+	return fmt.Errorf("%w: record %d is another one in shard %s and in the outbox: %s: "+
+		"they are of two histories; move the outbox away to go on from the stores, or give the exchange its own stores",
+		ErrDiverged, stored.Global, shard, strings.Join(stored.Diff(own), ", "))
 }
 
 // moveCursor sets the cursor before the lowest global that is not durable.
