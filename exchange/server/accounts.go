@@ -41,19 +41,11 @@ func (a *accounts) Account(_ context.Context, r *pb.AccountRequest) (*pb.Account
 	return account(&view), nil
 }
 
-const (
-	closeOutsDefault = 1000
-	closeOutsMax     = 10_000
-)
-
 // CloseOuts lists the accounts that must be closed out.
 func (a *accounts) CloseOuts(_ context.Context, r *pb.CloseOutsRequest) (*pb.CloseOutsResponse, error) {
-	limit := int(r.Limit)
-	if limit == 0 {
-		limit = closeOutsDefault
-	}
-	if limit > closeOutsMax {
-		return nil, invalid("limit", "%d; use up to %d, or 0 for %d", r.Limit, closeOutsMax, closeOutsDefault)
+	limit, err := pageOf(r.Limit)
+	if err != nil {
+		return nil, err
 	}
 	list, more, ok := a.x.Router().CloseOuts(r.AfterAccount, limit)
 	if !ok {

@@ -20,6 +20,11 @@ func (m *marketData) Executions(r *pb.ExecutionsRequest, stream grpc.ServerStrea
 			return refusal(bad.why, bad.message)
 		}
 	}
+	if r.Account != 0 {
+		if _, ok := m.x.Router().Account(r.Account); !ok {
+			return m.unknownAccount(r.Account)
+		}
+	}
 	sub, done, err := m.subscribe(gateway.Executions)
 	if err != nil {
 		return err

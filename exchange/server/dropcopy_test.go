@@ -144,12 +144,14 @@ refused IC2501 0 of 2 (client 7) bad-volume
 	if got := told(t, mine, 3); got != want {
 		t.Errorf("told:\n%s", got)
 	}
-	x, err := f.data.Executions(bounded(t), &pb.ExecutionsRequest{Instrument: "nope"})
-	if err == nil {
-		_, err = x.Recv()
-	}
-	if status.Code(err) != codes.NotFound {
-		t.Errorf("an instrument that is not listed: %v", err)
+	for _, r := range []*pb.ExecutionsRequest{{Instrument: "nope"}, {Account: 999}} {
+		x, err := f.data.Executions(bounded(t), r)
+		if err == nil {
+			_, err = x.Recv()
+		}
+		if status.Code(err) != codes.NotFound {
+			t.Errorf("%v: %v", r, err)
+		}
 	}
 }
 

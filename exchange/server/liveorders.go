@@ -13,19 +13,27 @@ import (
 )
 
 const (
-	liveOrdersDefault = 1000
-	liveOrdersMax     = 10_000
+	pageDefault = 1000
+	pageMax     = 10_000
 )
+
+// pageOf returns how many entries an answer has at most.
+func pageOf(limit uint32) (int, error) {
+	switch {
+	case limit == 0:
+		return pageDefault, nil
+	case limit > pageMax:
+		return 0, invalid("limit", "%d; use up to %d, or 0 for %d", limit, pageMax, pageDefault)
+	}
+	return int(limit), nil
+}
 
 // LiveOrders lists an account's orders that rest. The router is asked for one
 // instrument at a time, so that orders wait for one book at most.
 func (e *orderEntry) LiveOrders(_ context.Context, r *pb.LiveOrdersRequest) (*pb.LiveOrdersResponse, error) {
-	limit := int(r.Limit)
-	if limit == 0 {
-		limit = liveOrdersDefault
-	}
-	if limit > liveOrdersMax {
-		return nil, invalid("limit", "%d; use up to %d, or 0 for %d", r.Limit, liveOrdersMax, liveOrdersDefault)
+	limit, err := pageOf(r.Limit)
+	if err != nil {
+		return nil, err
 	}
 	symbols, err := e.symbols(r.Instrument)
 	if err != nil {

@@ -268,14 +268,14 @@ func (l *lane) open(ctx context.Context, s *stream) error {
 	defer cancel()
 	res, err := l.storage.OpenStream(ctx, s.sym, Epoch(l.incarnation, l.session))
 	if err != nil {
-		return fmt.Errorf("open stream %s: %w", s.sym, l.fenced(err))
+		return l.fenced(s, err)
 	}
 	return l.resume(s, res)
 }
 
 // fenced looks at an error of OpenStream. Where the stream is open with an epoch
 // of this process, an attempt whose answer was lost has got through.
-func (l *lane) fenced(err error) error {
+func (l *lane) fenced(s *stream, err error) error {
 	r := refusal.FromError(err)
 	if r == nil || !errors.Is(r, refusal.ErrFenced) {
 		return err
@@ -283,7 +283,8 @@ func (l *lane) fenced(err error) error {
 	other, last := IncarnationOf(r.Epoch), uint32(r.Epoch)
 	switch {
 	case other > l.incarnation:
-		return fmt.Errorf("%w: it has incarnation %d, this process has %d: %w", ErrFenced, other, l.incarnation, err)
+		return fmt.Errorf("%w: shard %s: stream %s was opened by an exchange that started after this one (incarnation %d, this one's is %d); "+
+			"one at a time may run", ErrFenced, l.shard, s.sym, other, l.incarnation)
 	case other < l.incarnation || last < l.session:
 		return err
 	case last == math.MaxUint32:

@@ -4,8 +4,13 @@ package audit
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"math"
+	"math/bits"
+	"slices"
 
 	"github.com/countinghouse/countinghouse/record"
 )
@@ -84,18 +89,33 @@ func Run(ctx context.Context, source Source, streams []Stream, published uint64,
 	return a.result, nil
 }
 
-// giveUp counts the numbers in cuts that are on no record.
+// giveUp counts the numbers in cuts that are on no record. Cuts may overlap: one
+// that was not stored as a whole is repeated.
 func (a *auditor) giveUp() {
-	counted := make([]uint64, len(a.seen)) // cuts may overlap: one that was not stored as a whole is repeated
-	for c := range a.cuts {
-		for global := c.first; global <= min(c.last, a.last); global++ {
-			word, bit := global/64, uint64(1)<<(global%64)
-			if (a.seen[word]|counted[word])&bit == 0 {
-				counted[word] |= bit
-				a.result.GivenUp++
-			}
+	cuts := slices.SortedFunc(maps.Keys(a.cuts), func(c, d cut) int { return cmp.Compare(c.first, d.first) })
+	next := uint64(0)
+	for _, c := range cuts {
+		first, last := max(c.first, next), min(c.last, a.last)
+		if first <= last {
+			a.result.GivenUp += last - first + 1 - a.seenIn(first, last)
+			next = last + 1
 		}
 	}
+}
+
+// seenIn counts the numbers from first to last that were on a record.
+func (a *auditor) seenIn(first, last uint64) (n uint64) {
+	for word := first / 64; word <= last/64; word++ {
+		in := a.seen[word]
+		if word == first/64 {
+			in &= math.MaxUint64 << (first % 64)
+		}
+		if word == last/64 {
+			in &= math.MaxUint64 >> (63 - last%64)
+		}
+		n += uint64(bits.OnesCount64(in))
+	}
+	return n
 }
 
 // stream audits one instrument, a window of records at a time.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 
@@ -150,6 +151,34 @@ func TestGivenUpIsNotLost(t *testing.T) {
 	}
 	if got := run(t, r, streams, end+7); got.GivenUp != 4 || got.Lost != 2 || !got.Identical() {
 		t.Errorf("%+v", got)
+	}
+}
+
+// Cuts overlap, touch and reach beyond the end; each number counts once.
+func TestGivenUpIsCountedOnce(t *testing.T) {
+	for seed := range uint64(200) {
+		rng := rand.New(rand.NewPCG(seed, 3))
+		last := 1 + rng.Uint64N(300)
+		a := &auditor{seen: make([]uint64, last/64+1), last: last, cuts: map[cut]bool{}}
+		for global := uint64(1); global <= last; global++ {
+			a.seen[global/64] |= rng.Uint64N(2) << (global % 64)
+		}
+		for range rng.IntN(5) {
+			first := 1 + rng.Uint64N(last+10)
+			a.cuts[cut{first, first + rng.Uint64N(100)}] = true
+		}
+		want := uint64(0)
+		for global := uint64(1); global <= last; global++ {
+			for c := range a.cuts {
+				if c.first <= global && global <= c.last {
+					want += 1 - a.seen[global/64]>>(global%64)&1
+					break
+				}
+			}
+		}
+		if a.giveUp(); a.result.GivenUp != want {
+			t.Fatalf("seed %d: %d of %v, want %d", seed, a.result.GivenUp, a.cuts, want)
+		}
 	}
 }
 
