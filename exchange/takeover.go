@@ -21,6 +21,9 @@ const (
 	fenceTriesMax = 8
 	// fenceParallel is how many streams are opened at a time.
 	fenceParallel = 64
+	// claimTimeout is how long a claim waits for an answer before its error is
+	// noted, and it tries again.
+	claimTimeout = 5 * time.Second
 )
 
 // lastIncarnation returns the highest one that is known of.
@@ -31,9 +34,12 @@ func (r *recovery) lastIncarnation() uint64 {
 // fence opens every stream of every shard, so that no exchange before this one
 // can write any more. agree is asked before each try, with what the streams end
 // with: to open them stops whoever writes, also one that is in the right.
-func (x *Exchange) fence(ctx context.Context, last uint64, agree func(context.Context, ends) error) (subscriber.Claimed, error) {
+// It waits for each answer of the shards as long as wait.
+func (x *Exchange) fence(
+	ctx context.Context, wait time.Duration, last uint64, agree func(context.Context, ends) error,
+) (subscriber.Claimed, error) {
 	for try := 1; ; try++ {
-		stored, err := readEnds(ctx, x.client, nil)
+		stored, err := within(ctx, wait, func(ctx context.Context) (ends, error) { return readEnds(ctx, x.client, nil) })
 		if err != nil {
 			return subscriber.Claimed{}, fmt.Errorf("%w: %w", ErrStores, err)
 		}
@@ -43,7 +49,11 @@ func (x *Exchange) fence(ctx context.Context, last uint64, agree func(context.Co
 		// With the first session of an incarnation a stream can be opened once
 		// only, so no two exchanges fence all others with the same.
 		incarnation := max(last, stored.incarnation()) + 1
-		opened, other, err := openAll(ctx, x.client, incarnation)
+		var other uint64
+		opened, err := within(ctx, wait, func(ctx context.Context) (opened map[record.Symbol]client.OpenResult, err error) {
+			opened, other, err = openAll(ctx, x.client, incarnation)
+			return opened, err
+		})
 		switch {
 		case err == nil:
 			return subscriber.Claimed{Incarnation: incarnation, Ends: opened}, nil
@@ -54,13 +64,20 @@ func (x *Exchange) fence(ctx context.Context, last uint64, agree func(context.Co
 	}
 }
 
+// within calls do with a context that ends after wait.
+func within[T any](ctx context.Context, wait time.Duration, do func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	return do(ctx)
+}
+
 // fence fences all exchanges before this one, and reads again what the streams
 // end with.
 func (r *recovery) fence(ctx context.Context, wait time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	agreed := r.stored
-	claimed, err := r.Exchange.fence(ctx, r.lastIncarnation(), func(ctx context.Context, stored ends) error {
+	claimed, err := r.Exchange.fence(ctx, wait, r.lastIncarnation(), func(ctx context.Context, stored ends) error {
 		if stored.same(agreed) {
 			return nil
 		}
@@ -85,14 +102,14 @@ func (r *recovery) fence(ctx context.Context, wait time.Duration) error {
 // claim fences all exchanges before one that started without the stores, once
 // they can be reached. Until then it delivers nothing.
 func (x *Exchange) claim(ctx context.Context, last uint64) (claimed subscriber.Claimed, err error) {
-	reading, cancel := context.WithTimeout(ctx, x.config.StorageWait)
+	ctx, cancel := context.WithTimeout(ctx, x.config.StorageWait) // a comparison may read much
 	defer cancel()
 	h, err := openHistory(x.config.OutboxDir, claimCursor, x.config.Shards)
 	if err != nil {
 		return subscriber.Claimed{}, err
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
-	return x.fence(reading, last, func(ctx context.Context, stored ends) error {
+	return x.fence(ctx, claimTimeout, last, func(ctx context.Context, stored ends) error {
 		if own := x.outbox.Published(); stored.global() > own {
 			return x.behind(stored.global(), own, "")
 		}
