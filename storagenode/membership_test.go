@@ -121,6 +121,63 @@ func TestLearnerGetsASnapshotAndIsPromoted(t *testing.T) {
 	}
 }
 
+// receiving returns what the leader says of the snapshot that it sends to a member.
+func receiving(t *testing.T, leader *member, id string) *storagepb.SnapshotTransfer {
+	t.Helper()
+	for _, m := range status(t, leader).Members {
+		if m.Id == id {
+			return m.Receiving
+		}
+	}
+	return nil
+}
+
+// While a snapshot is sent, slowly, appends are acknowledged; how far it is can be
+// seen at both ends; and a receiver that is started again need not be sent what it
+// has.
+func TestAppendsGoOnWhileASnapshotIsSent(t *testing.T) {
+	const pace = 1 << 20
+	c := newCluster(t, 3, func(cfg *replica.Config) {
+		patient(cfg)
+		cfg.Transport.SnapshotBytesPerSecond, cfg.Transport.SnapshotChunkBytes = pace, 64<<10
+		cfg.Store.TableBytesMax = 512 << 10
+	})
+	leader := c.leader()
+	write(t, leader, "A", 1, 40000, 1000)
+	snapshot := takeSnapshot(t, leader)
+	if snapshot.Bytes < 4*pace {
+		t.Fatalf("a snapshot of %d bytes is sent too soon", snapshot.Bytes)
+	}
+	write(t, leader, "A", 2, 200, 10) // so that the log begins behind it
+	takeSnapshot(t, leader)
+	learner := c.join("m3")
+	if _, err := leader.admin().AddLearner(testContext(t), &storagepb.AddLearnerRequest{Id: "m3", Address: learner.address}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a part is sent", func() bool {
+		x := receiving(t, leader, "m3")
+		return x != nil && x.DoneBytes > 2*pace
+	})
+	last := write(t, leader, "A", 3, 2000, 10)
+	during := receiving(t, leader, "m3")
+	if during == nil || during.DoneBytes >= during.TotalBytes {
+		t.Fatalf("200 batches took longer than the transfer: %v", during)
+	}
+	if own := status(t, learner).Receiving; own == nil || own.Index != during.Index || own.TotalBytes != during.TotalBytes || own.DoneBytes == 0 {
+		t.Errorf("the learner says %v, the leader %v", own, during)
+	}
+	learner.stop()
+	learner.restart()
+	eventually(t, "the transfer goes on", func() bool {
+		x := receiving(t, leader, "m3")
+		return x != nil && x.HeldBytes > 0
+	})
+	c.same("A", last)
+	if x := receiving(t, leader, "m3"); x != nil {
+		t.Errorf("after the transfer: %v", x)
+	}
+}
+
 func TestPromotionWaitsUntilCaughtUp(t *testing.T) {
 	c := newCluster(t, 1, patient)
 	leader := c.leader()

@@ -115,8 +115,12 @@ func printStats(p *output.Printer, all []memberStats) {
 // epochName prints an epoch as the writer's incarnation and session.
 func epochName(epoch uint64) string { return fmt.Sprintf("%d.%d", epoch>>32, epoch&0xffffffff) }
 
-// stateOf prints a member's state, and whether its data is damaged.
+// stateOf prints a member's state, whether its data is damaged, and how much has
+// come of a snapshot that it receives.
 func stateOf(p *output.Printer, st *storagepb.StatusResponse) string {
+	if x := st.Receiving; x != nil && x.TotalBytes > 0 {
+		return fmt.Sprintf("%s, snapshot %d %% of %s", st.State, 100*x.DoneBytes/x.TotalBytes, output.Bytes(x.TotalBytes))
+	}
 	if st.Damage != "" {
 		return st.State + ", " + p.Bad("DAMAGED")
 	}

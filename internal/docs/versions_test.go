@@ -261,8 +261,8 @@ func TestLaterSnapshotStream(t *testing.T) {
 		{Snapshot: &storagepb.InstallSnapshotHeader{Term: 1 << 20, LastLogIndex: 1 << 20, LastLogTerm: 1 << 20, Size: int64(len(stream))}},
 		{Data: stream},
 	} {
-		_ = call.Send(m) // an error is what CloseAndRecv says
+		_ = call.Send(m) // an error is what Recv says
 	}
-	_, err = call.CloseAndRecv()
+	_, err = call.Recv()
 	refused(t, err, nil, "version 2", "version 1")
 }

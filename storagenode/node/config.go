@@ -42,17 +42,19 @@ type Config struct {
 	HungDiskTimeout  time.Duration
 	StopGrace        time.Duration // for handing leadership over
 
-	MemtableBytes    int64
-	SegmentBytes     int64
-	LogCacheBytes    int64
-	SnapshotEntries  uint64
-	SnapshotBytes    int64
-	TrailingEntries  uint64
-	InFlightBytes    int64
-	DiskReserveBytes int64
-	BallastBytes     int64
-	AppendWindow     int
-	QueriesMax       int
+	MemtableBytes   int64
+	SegmentBytes    int64
+	LogCacheBytes   int64
+	SnapshotEntries uint64
+	SnapshotBytes   int64
+	// SnapshotSendBytes is replica.TransportOptions.SnapshotBytesPerSecond.
+	SnapshotSendBytes int64
+	TrailingEntries   uint64
+	InFlightBytes     int64
+	DiskReserveBytes  int64
+	BallastBytes      int64
+	AppendWindow      int
+	QueriesMax        int
 
 	MetricsListen string // host:port; empty: no metrics
 	LogLevel      string
@@ -98,6 +100,8 @@ func (c *Config) bindBounds(fs *pflag.FlagSet) {
 	fs.Int64Var(&c.LogCacheBytes, "log-cache-bytes", 64<<20, "memory for recent log entries (log-store wal)")
 	fs.Uint64Var(&c.SnapshotEntries, "snapshot-entries", 16384, "log entries after which a snapshot is taken")
 	fs.Int64Var(&c.SnapshotBytes, "snapshot-bytes", 512<<20, "log bytes after which a snapshot is taken")
+	fs.Int64Var(&c.SnapshotSendBytes, "snapshot-send-bytes-per-second", 100<<20,
+		"bytes a second that are sent of snapshots, to all members together; negative: no bound")
 	fs.Uint64Var(&c.TrailingEntries, "trailing-entries", 1024, "log entries kept behind a snapshot")
 	fs.Int64Var(&c.InFlightBytes, "in-flight-bytes", 64<<20, "bytes of batches that are proposed and not yet applied")
 	fs.Int64Var(&c.DiskReserveBytes, "disk-reserve-bytes", 256<<20, "free disk space below which appends are refused; negative: no check")
@@ -203,6 +207,7 @@ func (c *Config) replicaConfig(address string) (replica.Config, error) {
 	}
 	out.WAL.SegmentBytes, out.WAL.CacheBytes = c.SegmentBytes, c.LogCacheBytes
 	out.Store.MemtableBytesMax = c.MemtableBytes
+	out.Transport.SnapshotBytesPerSecond = c.SnapshotSendBytes
 	if c.DialFrom != "" {
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(c.DialFrom)}}
 		out.Transport.DialOptions = append(out.Transport.DialOptions, grpc.WithContextDialer(

@@ -228,6 +228,9 @@ func (c *Config) checkTimeouts() error {
 		return fmt.Errorf("CommitTimeout %s: use 1 ms or more", d.CommitTimeout)
 	case d.MaxAppendEntries < 1 || d.MaxAppendEntries > 1024:
 		return fmt.Errorf("MaxAppendEntries %d: use 1 to 1024", d.MaxAppendEntries)
+	case d.Transport.SnapshotBytesPerSecond > 0 && d.Transport.SnapshotBytesPerSecond < snapshotChunkBytes:
+		return fmt.Errorf("Transport.SnapshotBytesPerSecond %d: use %d or more, or a negative number for no bound",
+			d.Transport.SnapshotBytesPerSecond, snapshotChunkBytes)
 	case d.SnapshotInterval < 5*time.Millisecond:
 		return fmt.Errorf("SnapshotInterval %s: use 5 ms or more", d.SnapshotInterval)
 	}

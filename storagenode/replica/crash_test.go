@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -14,6 +15,8 @@ import (
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 
 	"github.com/countinghouse/countinghouse/storagenode/stablestore"
+
+	"github.com/countinghouse/countinghouse/record"
 )
 
 // machine is a file system that can lose power, with a stable store beside it
@@ -209,6 +212,12 @@ func TestPowerFailureWhileASnapshotIsInstalled(t *testing.T) {
 	if resp := leader.appendNoops(1, 1, 2, 20, 1, 0); !resp.Success {
 		t.Fatalf("entries: %+v", resp)
 	}
+	_, source := sourceOf(t, donor, -1, nil)
+	for part := range int64(3) {
+		if _, err := leader.install(donor, int64(len(source.data))*(part+1)/4, nil); err == nil {
+			t.Fatal("a part of a snapshot was taken")
+		}
+	}
 	for range 2 { // the second time its answer was lost
 		meta, err := leader.install(donor, -1, nil)
 		if err != nil {
@@ -234,8 +243,26 @@ func TestPowerFailureWhileASnapshotIsInstalled(t *testing.T) {
 		if got := lastSeq(t, again); got != 0 && got != 100 || got < f.acked {
 			t.Fatalf("last seq %d, %d was acknowledged", got, f.acked)
 		}
+		stageAgain(t, again, donor)
 		f.verify(t, again)
 	})
+}
+
+// stageAgain makes sure that what an interrupted transfer has left is of use, or
+// found out and dropped.
+func stageAgain(t *testing.T, r, donor *Replica) {
+	t.Helper()
+	for try := 1; ; try++ {
+		_, source := sourceOf(t, donor, -1, nil)
+		_, release, err := stageAll(r, source)
+		if err == nil {
+			release()
+			return
+		}
+		if !errors.Is(err, record.ErrCorrupt) || try == 3 {
+			t.Fatalf("attempt %d: %v", try, err)
+		}
+	}
 }
 
 // verify closes the member and looks at everything that it leaves.

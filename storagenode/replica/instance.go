@@ -177,8 +177,8 @@ func (r *Replica) believedLast() uint64 {
 }
 
 // stage implements snapshotReceiver.
-func (r *Replica) stage(data io.Reader, size int64) ([]byte, func(), error) {
-	return r.snapshots.stage(data, size)
+func (r *Replica) stage(data io.Reader, size int64, want func([]heldFile, int64) error) ([]byte, func(), error) {
+	return r.snapshots.staging.stage(data, size, want)
 }
 
 // installed implements snapshotReceiver. It looks for the first of the states

@@ -57,8 +57,8 @@ func (r *Replica) Describe(ch chan<- *prometheus.Desc) {
 	for _, c := range r.metrics.all() {
 		c.Describe(ch)
 	}
-	for _, g := range r.gauges() {
-		ch <- g.desc
+	for _, d := range descs {
+		ch <- d
 	}
 	if log := r.logMetrics(); log != nil {
 		log.Describe(ch)
@@ -74,8 +74,8 @@ func (r *Replica) Collect(ch chan<- prometheus.Metric) {
 	for _, c := range r.metrics.all() {
 		c.Collect(ch)
 	}
-	for _, g := range r.gauges() {
-		ch <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, g.value)
+	for _, m := range r.readings() {
+		ch <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value, m.labels...)
 	}
 	if log := r.logMetrics(); log != nil {
 		log.Collect(ch)
@@ -94,13 +94,15 @@ func (r *Replica) logMetrics() prometheus.Collector {
 	return nil
 }
 
-type gaugeReading struct {
-	desc  *prometheus.Desc
-	value float64
+type reading struct {
+	desc   *prometheus.Desc
+	kind   prometheus.ValueType
+	value  float64
+	labels []string
 }
 
-func desc(name, help string) *prometheus.Desc {
-	return prometheus.NewDesc(prometheus.BuildFQName(namespace, "raft", name), help, nil, nil)
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(prometheus.BuildFQName(namespace, "raft", name), help, labels, nil)
 }
 
 var (
@@ -109,24 +111,90 @@ var (
 	descLast     = desc("last_index", "Last index of the Raft log.")
 	descCommit   = desc("commit_index", "Raft index up to which entries are committed.")
 	descApplied  = desc("applied_index", "Raft index up to which the store shows entries.")
+	descLag      = desc("member_lag_entries", "Log entries that another member lacks, as the leader knows it.", "member")
+	descSnapshot = desc("snapshot_index", "Raft index of the newest snapshot, 0 for none.")
+	descSnapSize = desc("snapshot_bytes", "Size of the newest snapshot; its tables share their disk space with the store.")
+	descReading  = desc("snapshots_read", "Snapshots that are being read, and therefore kept.")
+	descSending  = desc("snapshots_sending", "Snapshots that are being sent to members.")
+	descSendAll  = desc("snapshot_send_size_bytes", "Size of the snapshots that are being sent.")
+	descSendDone = desc("snapshot_send_done_bytes", "What the members have of them.")
+	descRecvAll  = desc("snapshot_receive_size_bytes", "Size of the snapshot that is being received, 0 for none.")
+	descRecvDone = desc("snapshot_receive_done_bytes", "What this member has of it.")
+	descSent     = desc("snapshot_sent_bytes_total", "Bytes of snapshots that were sent.")
+	descReceived = desc("snapshot_received_bytes_total", "Bytes of snapshots that were received.")
+	descResumed  = desc("snapshot_resumed_bytes_total", "Bytes of snapshots that were not sent again: an earlier transfer had brought them.")
 	descDiskFree = desc("disk_free_bytes", "Free bytes of the data directory's disk.")
 	descDiskFull = desc("disk_full", "1 while appends are refused for lack of disk space.")
 	descDamaged  = desc("damaged", "1 since damage was found in the node's data: replace the member.")
 )
 
-func (r *Replica) gauges() []gaugeReading {
+var descs = []*prometheus.Desc{
+	descLeader, descTerm, descLast, descCommit, descApplied, descLag, descSnapshot, descSnapSize, descReading, descSending,
+	descSendAll, descSendDone, descRecvAll, descRecvDone, descSent, descReceived, descResumed, descDiskFree, descDiskFull, descDamaged,
+}
+
+func (r *Replica) readings() []reading {
 	ra := r.raft()
 	applied, _ := r.fsm.appliedIndex()
-	return []gaugeReading{
-		{descLeader, boolValue(r.IsLeader())},
-		{descTerm, float64(ra.CurrentTerm())},
-		{descLast, float64(ra.LastIndex())},
-		{descCommit, float64(ra.CommitIndex())},
-		{descApplied, float64(applied)},
-		{descDiskFree, float64(r.disk.free.Load())},
-		{descDiskFull, boolValue(r.disk.full.Load())},
-		{descDamaged, boolValue(r.damage() != nil)},
+	out := []reading{
+		gauge(descLeader, boolValue(r.IsLeader())),
+		gauge(descTerm, float64(ra.CurrentTerm())),
+		gauge(descLast, float64(ra.LastIndex())),
+		gauge(descCommit, float64(ra.CommitIndex())),
+		gauge(descApplied, float64(applied)),
+		gauge(descDiskFree, float64(r.disk.free.Load())),
+		gauge(descDiskFull, boolValue(r.disk.full.Load())),
+		gauge(descDamaged, boolValue(r.damage() != nil)),
 	}
+	out = append(out, r.snapshotReadings()...)
+	return append(out, r.lagReadings()...)
+}
+
+func (r *Replica) snapshotReadings() []reading {
+	var index, size float64
+	if newest, err := r.snapshots.newest(); err == nil && newest != nil {
+		index, size = float64(newest.Raft.Index), float64(newest.Raft.Size)
+	}
+	t := &r.transport.transfers
+	sending, total, done := t.totals()
+	var own, ownDone int64
+	if x := t.incoming(); x != nil {
+		own, ownDone = x.total, x.done.Load()
+	}
+	return []reading{
+		gauge(descSnapshot, index), gauge(descSnapSize, size),
+		gauge(descReading, float64(r.snapshots.read())),
+		gauge(descSending, float64(sending)), gauge(descSendAll, float64(total)), gauge(descSendDone, float64(done)),
+		gauge(descRecvAll, float64(own)), gauge(descRecvDone, float64(ownDone)),
+		counter(descSent, t.sent.Load()), counter(descReceived, t.received.Load()), counter(descResumed, t.resumed.Load()),
+	}
+}
+
+func (r *Replica) lagReadings() (out []reading) {
+	if !r.IsLeader() {
+		return nil
+	}
+	ra := r.raft()
+	f := ra.GetConfiguration()
+	if f.Error() != nil {
+		return nil
+	}
+	for _, s := range f.Configuration().Servers {
+		if string(s.ID) == r.cfg.ID {
+			continue
+		}
+		lag := lagOf(ra.LastIndex(), r.transport.progress.of(s.ID, ra.CurrentTerm()).Match)
+		out = append(out, reading{descLag, prometheus.GaugeValue, float64(lag), []string{string(s.ID)}})
+	}
+	return out
+}
+
+func gauge(d *prometheus.Desc, v float64) reading {
+	return reading{desc: d, kind: prometheus.GaugeValue, value: v}
+}
+
+func counter(d *prometheus.Desc, v int64) reading {
+	return reading{desc: d, kind: prometheus.CounterValue, value: float64(v)}
 }
 
 func boolValue(b bool) float64 {

@@ -200,6 +200,7 @@ func (r *Replica) openStore() error {
 	if err != nil {
 		return err
 	}
+	r.snapshots.reserve = r.cfg.DiskReserveBytes
 	r.fsm = &fsm{
 		fs: fs, dataDir: r.cfg.DataDir, options: r.storeOptions(), snapshots: r.snapshots, log: r.cfg.Logger,
 		fatal: r.fatal, full: r.wantSnapshot, metrics: r.metrics, bytesMax: r.cfg.SnapshotBytes,
@@ -383,6 +384,9 @@ func (r *Replica) Close() error {
 func (r *Replica) closeFiles() error {
 	r.cancel()
 	var errs []error
+	if r.snapshots != nil {
+		r.snapshots.close()
+	}
 	if r.fsm != nil {
 		errs = append(errs, r.closeStore())
 	}

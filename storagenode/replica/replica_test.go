@@ -134,6 +134,9 @@ func lastSeq(t *testing.T, r *Replica) uint64 {
 	return seq
 }
 
+// chunkBytes is how much of a snapshot a fakeLeader sends in a message.
+const chunkBytes = 4 << 10
+
 // fakeLeader speaks to a follower as a leader of a later term would.
 type fakeLeader struct {
 	t      *testing.T
@@ -144,7 +147,7 @@ type fakeLeader struct {
 
 func newFakeLeader(t *testing.T, target *Replica, term uint64) *fakeLeader {
 	t.Helper()
-	tr, _ := serve(t, TransportOptions{})
+	tr, _ := serve(t, TransportOptions{SnapshotChunkBytes: chunkBytes})
 	return &fakeLeader{t: t, tr: tr, term: term, target: target}
 }
 
@@ -173,42 +176,98 @@ func (f *fakeLeader) appendNoops(prev, prevTerm, first, last, term, commit uint6
 // bytes if that is not negative and changed by damage if that is not nil.
 func (f *fakeLeader) install(donor *Replica, cut int64, damage func([]byte)) (*snapshotMeta, error) {
 	f.t.Helper()
-	newest, err := donor.snapshots.newest()
-	if err != nil || newest == nil {
-		f.t.Fatalf("the donor has no snapshot: %v", err)
-	}
-	meta, r, err := donor.snapshots.Open(newest.Raft.ID)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	defer r.Close()
-	data, err := io.ReadAll(r)
-	if err != nil || int64(len(data)) != meta.Size {
-		f.t.Fatalf("%d bytes of %d: %v", len(data), meta.Size, err)
-	}
-	if damage != nil {
-		damage(data)
-	}
-	var source io.Reader = bytes.NewReader(data)
-	if cut >= 0 {
-		source = io.MultiReader(bytes.NewReader(data[:cut]), failingReader{})
-	}
+	newest, source := sourceOf(f.t, donor, cut, damage)
+	return newest, f.send(newest, source)
+}
+
+// send sends a snapshot of source's bytes.
+func (f *fakeLeader) send(m *snapshotMeta, source *fakeSource) error {
+	f.t.Helper()
 	var resp raft.InstallSnapshotResponse
-	err = f.tr.InstallSnapshot("m0", f.target.transport.LocalAddr(), &raft.InstallSnapshotRequest{
-		RPCHeader: f.header(), SnapshotVersion: 1, Term: f.term, LastLogIndex: meta.Index, LastLogTerm: meta.Term,
+	err := f.tr.InstallSnapshot("m0", f.target.transport.LocalAddr(), &raft.InstallSnapshotRequest{
+		RPCHeader: f.header(), SnapshotVersion: 1, Term: f.term, LastLogIndex: m.Raft.Index, LastLogTerm: m.Raft.Term,
 		Configuration: raft.EncodeConfiguration(raft.Configuration{Servers: []raft.Server{
 			{ID: "m0", Address: f.target.transport.LocalAddr()}, {ID: "m1", Address: f.tr.LocalAddr()}, {ID: "m2", Address: "127.0.0.1:2"},
-		}}), ConfigurationIndex: 1, Size: meta.Size,
+		}}), ConfigurationIndex: 1, Size: int64(len(source.data)),
 	}, &resp, source)
 	if err == nil && !resp.Success {
 		err = errors.New("refused")
 	}
-	return newest, err
+	return err
 }
 
-type failingReader struct{}
+// fakeSource is a snapshot in memory.
+type fakeSource struct {
+	data  []byte
+	begin int // length of the head
+	files []streamFile
+	cut   int64 // where it breaks off, negative for nowhere
+	wait  chan struct{}
 
-func (failingReader) Read([]byte) (int, error) { return 0, errors.New("the leader's disk failed") }
+	asked chan struct{} // closed with after, when not nil
+	held  []heldFile    // what the receiver had
+	sent  int64         // bytes after the head that were to be sent
+}
+
+func sourceOf(t *testing.T, donor *Replica, cut int64, damage func([]byte)) (*snapshotMeta, *fakeSource) {
+	t.Helper()
+	newest, err := donor.snapshots.newest()
+	if err != nil || newest == nil {
+		t.Fatalf("the donor has no snapshot: %v", err)
+	}
+	meta, r, err := donor.snapshots.Open(newest.Raft.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	s := &fakeSource{cut: cut, begin: len(r.(*pinnedReader).begin), files: r.(*pinnedReader).files}
+	if s.data, err = io.ReadAll(r); err != nil || int64(len(s.data)) != meta.Size {
+		t.Fatalf("%d bytes of %d: %v", len(s.data), meta.Size, err)
+	}
+	if damage != nil {
+		damage(s.data)
+	}
+	return newest, s
+}
+
+func (s *fakeSource) Read([]byte) (int, error) { panic("not read as a whole") }
+
+func (s *fakeSource) head() []byte { return s.data[:s.begin] }
+
+func (s *fakeSource) after(held []heldFile) (io.Reader, error) {
+	s.held = held
+	var parts []io.Reader
+	at, broken := int64(s.begin), false
+	for i, f := range s.files {
+		from, end := at, at+f.Size
+		if len(held) > 0 && held[0].file == i {
+			from, held = at+held[0].bytes, held[1:]
+		}
+		s.sent += end - from
+		if s.cut >= 0 && s.cut < end && !broken {
+			parts = append(parts, bytes.NewReader(s.data[from:max(from, s.cut)]), failingReader{s.wait})
+			broken = true
+		}
+		if !broken {
+			parts = append(parts, bytes.NewReader(s.data[from:end]))
+		}
+		at = end
+	}
+	if s.asked != nil {
+		close(s.asked)
+	}
+	return io.MultiReader(parts...), nil
+}
+
+// failingReader fails, once wait is closed if that is not nil.
+type failingReader struct{ wait chan struct{} }
+
+func (r failingReader) Read([]byte) (int, error) {
+	if r.wait != nil {
+		<-r.wait
+	}
+	return 0, errors.New("the leader's disk failed")
+}
 
 // followerAndDonor returns a member that can not lead, and one that has a
 // snapshot of 100 records.
@@ -292,7 +351,7 @@ func termOf(snapshot, leader, i uint64) uint64 {
 	return leader
 }
 
-func TestInterruptedAndDamagedSnapshotsLeaveNoTrace(t *testing.T) {
+func TestInterruptedAndDamagedSnapshotsAreNotTaken(t *testing.T) {
 	follower, donor, _, _ := followerAndDonor(t, LogStoreWAL)
 	leader := newFakeLeader(t, follower, 9)
 	if _, err := leader.install(donor, 3000, nil); err == nil {

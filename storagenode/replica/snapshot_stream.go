@@ -27,7 +27,7 @@ import (
 //	  12+n    … the content of each file, in the header's order, without gaps
 const (
 	streamMagic          = "CHSNAP1\n"
-	streamHeaderBytesMax = 16 << 20
+	streamHeaderBytesMax = 128 << 20
 	streamFilesMax       = 1 << 20
 )
 
@@ -53,6 +53,10 @@ func (h *streamHeader) encode() ([]byte, error) {
 	body, err := json.Marshal(h)
 	if err != nil {
 		return nil, err
+	}
+	if len(h.Files) > streamFilesMax || len(body) > streamHeaderBytesMax {
+		return nil, fmt.Errorf("snapshot %s: a list of %d files in %d bytes; up to %d files in %d bytes can be sent: divide the shard's instruments",
+			h.ID, len(h.Files), len(body), streamFilesMax, streamHeaderBytesMax)
 	}
 	out := make([]byte, 0, len(streamMagic)+4+len(body))
 	out = append(out, streamMagic...)
@@ -112,18 +116,45 @@ func noEOF(err error) error {
 	return err
 }
 
+// heldFile says that a receiver has the first bytes of a file.
+type heldFile struct {
+	file  int // place in the stream's header
+	bytes int64
+}
+
 // streamReader reads the stream of the files in dir.
 type streamReader struct {
 	fs    vfs.FS
 	dir   string
-	head  []byte // rest of the encoded header
+	begin []byte // the encoded header
+	read  int    // bytes of begin that were read
 	files []streamFile
-	open  vfs.File // files[0], nil before its first byte
-	left  int64    // bytes of open not yet read
+	at    int           // place in files
+	skip  map[int]int64 // first bytes of files that are not read, by place
+	open  vfs.File      // files[at], nil before its first byte
+	left  int64         // bytes of open not yet read
 
 	crc     hash.Hash32 // of what was read of open
 	damaged func(error) // told when a file is not what it should be
 	err     error       // ends the stream before its first byte
+}
+
+// head implements snapshotSource.
+func (r *streamReader) head() []byte { return r.begin }
+
+// after implements snapshotSource.
+func (r *streamReader) after(held []heldFile) (io.Reader, error) {
+	last := -1
+	r.skip = make(map[int]int64, len(held))
+	for _, k := range held {
+		if k.file <= last || k.file >= len(r.files) || k.bytes < 0 || k.bytes > r.files[k.file].Size {
+			return nil, fmt.Errorf("snapshot stream: the receiver claims %d bytes of file %d; there are %d files", k.bytes, k.file, len(r.files))
+		}
+		last = k.file
+		r.skip[k.file] = k.bytes
+	}
+	r.read = len(r.begin)
+	return r, nil
 }
 
 // Read implements io.Reader.
@@ -131,9 +162,9 @@ func (r *streamReader) Read(p []byte) (int, error) {
 	if r.err != nil {
 		return 0, r.err
 	}
-	if len(r.head) > 0 {
-		n := copy(p, r.head)
-		r.head = r.head[n:]
+	if r.read < len(r.begin) {
+		n := copy(p, r.begin[r.read:])
+		r.read += n
 		return n, nil
 	}
 	if err := r.next(); err != nil {
@@ -142,6 +173,12 @@ func (r *streamReader) Read(p []byte) (int, error) {
 	if int64(len(p)) > r.left {
 		p = p[:r.left]
 	}
+	n, err := r.take(p)
+	return n, err
+}
+
+// take reads bytes of the present file.
+func (r *streamReader) take(p []byte) (int, error) {
 	n, err := r.open.Read(p)
 	r.left -= int64(n)
 	r.crc.Write(p[:n])
@@ -154,7 +191,7 @@ func (r *streamReader) Read(p []byte) (int, error) {
 // check judges the present file by what was read of it: the receiver would find
 // the damage too, but only this end can do something about it.
 func (r *streamReader) check(err error) error {
-	f := &r.files[0]
+	f := &r.files[r.at]
 	switch {
 	case r.left == 0 && r.crc.Sum32() != f.CRC:
 		return fmt.Errorf("snapshot file %s: %w: CRC32C is %08x, it was written with %08x", f.Path, record.ErrCorrupt, r.crc.Sum32(), f.CRC)
@@ -171,17 +208,37 @@ func (r *streamReader) next() error {
 	for r.open == nil || r.left == 0 {
 		if r.open != nil {
 			r.open.Close()
-			r.open, r.files = nil, r.files[1:]
+			r.open = nil
+			r.at++
 		}
-		if len(r.files) == 0 {
+		for r.at < len(r.files) && r.skip[r.at] == r.files[r.at].Size {
+			r.at++
+		}
+		if r.at >= len(r.files) {
 			return io.EOF
 		}
-		f, err := r.fs.Open(r.fs.PathJoin(r.dir, filepath.FromSlash(r.files[0].Path)), vfs.SequentialReadsOption)
-		if err != nil {
+		if err := r.openNext(); err != nil {
 			return err
 		}
-		r.open, r.left = f, r.files[0].Size
-		r.crc.Reset()
+	}
+	return nil
+}
+
+// openNext opens the present file behind what is not sent of it, which is read
+// all the same: without it the file's CRC can not be checked.
+func (r *streamReader) openNext() error {
+	f, err := r.fs.Open(r.fs.PathJoin(r.dir, filepath.FromSlash(r.files[r.at].Path)), vfs.SequentialReadsOption)
+	if err != nil {
+		return err
+	}
+	r.open, r.left = f, r.files[r.at].Size
+	r.crc.Reset()
+	buffer := make([]byte, min(r.skip[r.at], snapshotChunkBytes))
+	for skip := r.skip[r.at]; skip > 0; {
+		n, err := r.take(buffer[:min(skip, int64(len(buffer)))])
+		if skip -= int64(n); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -192,29 +249,8 @@ func (r *streamReader) Close() error {
 		return nil
 	}
 	err := r.open.Close()
-	r.open, r.files = nil, nil
+	r.open, r.at = nil, len(r.files)
 	return err
-}
-
-// unpack writes the files of a stream below dir and checks size and CRC of each.
-// What it wrote is on disk when it returns.
-func unpack(fs vfs.FS, dir string, h *streamHeader, r io.Reader) error {
-	dirs := map[string]bool{dir: true}
-	for _, f := range h.Files {
-		name := fs.PathJoin(dir, filepath.FromSlash(f.Path))
-		if err := mkdirs(fs, dir, fs.PathDir(name), dirs); err != nil {
-			return err
-		}
-		if err := unpackFile(fs, name, f, r); err != nil {
-			return err
-		}
-	}
-	for d := range dirs {
-		if err := syncDir(fs, d); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // mkdirs creates d, which is root or below it, and notes all directories between.
@@ -226,23 +262,6 @@ func mkdirs(fs vfs.FS, root, d string, seen map[string]bool) error {
 		seen[p] = true
 	}
 	return fs.MkdirAll(d, dirMode)
-}
-
-func unpackFile(fs vfs.FS, name string, f streamFile, r io.Reader) error {
-	w, err := fs.Create(name, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	crc := crc32.New(record.Castagnoli)
-	// The checksum first: a vfs.File may change the bytes that it is given.
-	if _, err := io.CopyN(io.MultiWriter(crc, w), r, f.Size); err != nil {
-		return fmt.Errorf("snapshot file %s: %w", f.Path, noEOF(err))
-	}
-	if crc.Sum32() != f.CRC {
-		return fmt.Errorf("snapshot file %s: %w: CRC32C is %08x, the header says %08x", f.Path, record.ErrCorrupt, crc.Sum32(), f.CRC)
-	}
-	return w.Sync()
 }
 
 // fileCRC returns the size and CRC32C of a file.

@@ -2,12 +2,10 @@ package replica
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -24,7 +22,6 @@ const (
 	metaFile       = "META"
 	dataDir        = "data"
 	tmpPrefix      = "tmp-"
-	stagingPrefix  = "staging-"
 	tokenMagic     = "CHSTAGED"
 	dirMode        = 0o755
 	metaVersion    = 1
@@ -46,14 +43,16 @@ type snapshotMeta struct {
 // whose tables share their disk space with the live store by hard links. Only
 // the newest snapshot is kept, and those being read.
 //
-// It implements raft.SnapshotStore. A directory whose name has a prefix is
-// unfinished and is dropped at the next start.
+// It implements raft.SnapshotStore. A directory whose name begins with tmpPrefix is
+// unfinished and is dropped at the next start; another one is for staging.
 type snapshotStore struct {
 	fs             vfs.FS
 	dir            string
 	cluster, shard string
 	log            *slog.Logger
+	reserve        int64                    // bytes that a received snapshot leaves free; not positive: no check
 	visible        func(*raft.SnapshotMeta) // called with each that becomes visible
+	staging        staging
 
 	mu     sync.Mutex
 	pinned map[string]int   // readers by snapshot id
@@ -72,14 +71,23 @@ func openSnapshots(fs vfs.FS, dir, cluster, shard string, log *slog.Logger) (*sn
 		return nil, err
 	}
 	for _, name := range names {
-		if strings.HasPrefix(name, tmpPrefix) || strings.HasPrefix(name, stagingPrefix) {
+		if strings.HasPrefix(name, tmpPrefix) {
 			if err := fs.RemoveAll(fs.PathJoin(dir, name)); err != nil {
 				return nil, err
 			}
 		}
 	}
-	return &snapshotStore{fs: fs, dir: dir, cluster: cluster, shard: shard, log: log, pinned: make(map[string]int), bad: make(map[string]error), visible: func(*raft.SnapshotMeta) {}}, nil
+	s := &snapshotStore{
+		fs: fs, dir: dir, cluster: cluster, shard: shard, log: log,
+		pinned: make(map[string]int), bad: make(map[string]error), visible: func(*raft.SnapshotMeta) {},
+	}
+	s.staging.s = s
+	s.staging.expire(stagingKept)
+	return s, nil
 }
+
+// close ends what goes on in the background.
+func (s *snapshotStore) close() { s.staging.stop() }
 
 func (s *snapshotStore) path(elements ...string) string {
 	return s.fs.PathJoin(append([]string{s.dir}, elements...)...)
@@ -112,7 +120,7 @@ func (s *snapshotStore) metas() ([]snapshotMeta, error) {
 	}
 	var metas []snapshotMeta
 	for _, name := range names {
-		if strings.HasPrefix(name, tmpPrefix) || strings.HasPrefix(name, stagingPrefix) {
+		if unfinishedName(name) {
 			continue
 		}
 		m, err := s.readMeta(name)
@@ -211,7 +219,7 @@ func (s *snapshotStore) open(id string) (*raft.SnapshotMeta, *streamReader, erro
 	for _, f := range h.Files {
 		m.Raft.Size += f.Size
 	}
-	r := &streamReader{fs: s.fs, dir: s.path(id, dataDir), head: head, files: h.Files, crc: crc32.New(record.Castagnoli)}
+	r := &streamReader{fs: s.fs, dir: s.path(id, dataDir), begin: head, files: h.Files, crc: crc32.New(record.Castagnoli)}
 	r.damaged = func(err error) { s.noteDamage(id, err) }
 	s.mu.Lock()
 	r.err = s.bad[id]
@@ -287,6 +295,13 @@ func (s *snapshotStore) unpin(id string) {
 	s.reap()
 }
 
+// read returns how many snapshots are being read.
+func (s *snapshotStore) read() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.pinned)
+}
+
 // reap drops all snapshots but the newest and those being read.
 func (s *snapshotStore) reap() {
 	metas, err := s.metas()
@@ -311,44 +326,6 @@ func (s *snapshotStore) reap() {
 			s.log.Warn("old snapshot stays in part until the next start", "dir", gone, "error", err)
 		}
 	}
-}
-
-// stage unpacks and checks a snapshot stream; see snapshotReceiver.
-func (s *snapshotStore) stage(r io.Reader, size int64) ([]byte, func(), error) {
-	name := s.unfinished(stagingPrefix)
-	discard := func() { _ = s.fs.RemoveAll(s.path(name)) } // gone already when adopted
-	if err := s.unpack(name, r, size); err != nil {
-		discard()
-		return nil, nil, err
-	}
-	return []byte(tokenMagic + name), discard, nil
-}
-
-func (s *snapshotStore) unpack(name string, r io.Reader, size int64) error {
-	h, n, err := readStreamHeader(r)
-	if err != nil {
-		return err
-	}
-	if h.Cluster != s.cluster || h.Shard != s.shard {
-		return fmt.Errorf("snapshot of cluster %q shard %q: this node is of cluster %q shard %q", h.Cluster, h.Shard, s.cluster, s.shard)
-	}
-	for _, f := range h.Files {
-		n += f.Size
-	}
-	if n != size {
-		return fmt.Errorf("snapshot stream: %w: files of %d bytes in a stream of %d", record.ErrCorrupt, n, size)
-	}
-	data := s.path(name, dataDir)
-	if err := s.fs.MkdirAll(data, dirMode); err != nil {
-		return err
-	}
-	if err := unpack(s.fs, data, h, r); err != nil {
-		return err
-	}
-	if _, err := store.VerifyDir(s.fs, data); err != nil {
-		return err
-	}
-	return syncDir(s.fs, s.path(name))
 }
 
 // snapshotSink is a snapshot in the making. Its data comes from persist, or from
@@ -414,9 +391,9 @@ func (k *snapshotSink) adopt() error {
 	if k.name != "" {
 		return nil
 	}
-	name, ok := strings.CutPrefix(string(k.token), tokenMagic)
-	if !ok || !strings.HasPrefix(name, stagingPrefix) || filepath.Base(name) != name {
-		return errors.New(sinkTokenUsage)
+	name := k.s.unfinished(tmpPrefix)
+	if err := k.s.staging.adopt(k.token, name); err != nil {
+		return err
 	}
 	k.name = name
 	return nil

@@ -27,6 +27,7 @@ func (r *Replica) Status() *storagepb.StatusResponse {
 		State: stateName(ra.State()), Term: ra.CurrentTerm(), LeaderId: leaderID, LeaderAddress: leaderAddress,
 		LastIndex: ra.LastIndex(), CommitIndex: ra.CommitIndex(), AppliedIndex: applied, FirstIndex: first,
 		MembershipIndex: r.fsm.membershipIndex.Load(),
+		Receiving:       r.transport.transfers.incoming().proto(),
 		DiskFreeBytes:   r.disk.free.Load(), DiskFull: r.disk.full.Load(),
 	}
 	if err := r.damage(); err != nil {
@@ -66,6 +67,7 @@ func (r *Replica) memberStates(st *storagepb.StatusResponse) []*storagepb.Member
 		}
 		if leads && m.Id != r.cfg.ID {
 			p := r.transport.progress.of(s.ID, st.Term)
+			m.Receiving = r.transport.transfers.peer(s.ID).proto()
 			m.Lag, m.LastContactMs = lagOf(st.LastIndex, p.Match), -1
 			if !p.Contact.IsZero() {
 				m.LastContactMs = time.Since(p.Contact).Milliseconds()

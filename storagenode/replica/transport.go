@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
@@ -31,6 +32,7 @@ const (
 	defaultVoteTimeout        = time.Second
 	defaultSnapshotIdle       = 30 * time.Second
 	defaultSnapshotFinish     = 10 * time.Minute
+	defaultSnapshotPace       = 100 << 20
 	snapshotChunkBytes        = 1 << 20
 	windowBytes               = 8 << 20
 	grpcMessageBytesMax       = 16 << 20
@@ -69,6 +71,15 @@ type TransportOptions struct {
 	// SnapshotIdleTimeout ends a snapshot transfer that makes no progress;
 	// default 30 s.
 	SnapshotIdleTimeout time.Duration
+	// SnapshotFinishTimeout is how long a peer may take to read what it has of a
+	// snapshot, or to check and adopt what it was sent; default 10 min.
+	SnapshotFinishTimeout time.Duration
+	// SnapshotChunkBytes is how much of a snapshot one message holds; default, and
+	// at most, 1 MiB.
+	SnapshotChunkBytes int
+	// SnapshotBytesPerSecond bounds what is sent of snapshots, to all peers
+	// together; default 100 MiB, at least 1 MiB, negative for no bound.
+	SnapshotBytesPerSecond int64
 	// DialOptions are added to the connections to peers.
 	DialOptions []grpc.DialOption
 	Logger      *slog.Logger
@@ -81,6 +92,10 @@ func (o TransportOptions) withDefaults() TransportOptions {
 	setDefault(&o.HeartbeatTimeout, heartbeatTimeoutFallback)
 	setDefault(&o.VoteTimeout, defaultVoteTimeout)
 	setDefault(&o.SnapshotIdleTimeout, defaultSnapshotIdle)
+	setDefault(&o.SnapshotFinishTimeout, defaultSnapshotFinish)
+	setDefault(&o.SnapshotBytesPerSecond, defaultSnapshotPace)
+	setDefault(&o.SnapshotChunkBytes, snapshotChunkBytes)
+	o.SnapshotChunkBytes = min(o.SnapshotChunkBytes, snapshotChunkBytes)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -101,12 +116,15 @@ func setDefault[T comparable](field *T, value T) {
 //
 // All methods may be called from any goroutine.
 type Transport struct {
-	opts     TransportOptions
-	consumer chan raft.RPC
-	progress progressTable
+	opts      TransportOptions
+	consumer  chan raft.RPC
+	progress  progressTable
+	transfers transferTable
+	pace      *rate.Limiter // of the bytes of snapshots
 
 	receiverMu sync.RWMutex
-	receiver   snapshotReceiver
+	receiver   snapshotReceiver // guarded by receiverMu
+	reception  *reception       // guarded by receiverMu; nil for none
 
 	ctx    context.Context // ends with Stop; carries the cluster's metadata
 	cancel context.CancelFunc
@@ -134,11 +152,15 @@ func NewTransport(o TransportOptions) *Transport {
 	t := &Transport{
 		opts:     o,
 		consumer: make(chan raft.RPC),
+		pace:     rate.NewLimiter(rate.Inf, snapshotChunkBytes),
 		ctx:      ctx,
 		cancel:   cancel,
 		peers:    make(map[raft.ServerAddress]*peer),
 
 		installing: make(chan struct{}, 1),
+	}
+	if o.SnapshotBytesPerSecond > 0 {
+		t.pace.SetLimit(rate.Limit(o.SnapshotBytesPerSecond))
 	}
 	t.calls, t.cancelCall = context.WithCancel(ctx)
 	t.serving, t.stopServing = context.WithCancel(ctx)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -22,12 +23,28 @@ type snapshotReceiver interface {
 	// everything before. An error means that the snapshot must not be taken.
 	has(index, term uint64) (bool, error)
 	// stage reads a snapshot of size bytes from r into a directory of its own
-	// and checks it. The token, written to a sink of the snapshot store, adopts
-	// the directory; discard drops it if nobody did.
-	stage(r io.Reader, size int64) (token []byte, discard func(), err error)
+	// and checks it. Once it has read the list of files it calls want with what
+	// is there already, size bytes of them; r must go on with the rest. The
+	// token, written to a sink of the snapshot store, adopts the directory;
+	// release says that nobody will any more.
+	stage(r io.Reader, size int64, want func(held []heldFile, size int64) error) (token []byte, release func(), err error)
 	// installed is called after the Raft instance took a snapshot.
 	installed(index, term uint64)
 }
+
+// snapshotSource is a snapshot that can be sent in part.
+type snapshotSource interface {
+	// head returns the stream's first bytes, up to the first file.
+	head() []byte
+	// after returns what follows head, without what the receiver holds.
+	after(held []heldFile) (io.Reader, error)
+}
+
+var (
+	errSnapshotIdle      = errors.New("the transfer made no progress")
+	errSnapshotPreempted = errors.New("another snapshot is sent to this node")
+	errSnapshotSource    = errors.New("not a snapshot of this package's store")
+)
 
 func (t *Transport) setReceiver(r snapshotReceiver) {
 	t.receiverMu.Lock()
@@ -46,27 +63,32 @@ func (t *Transport) snapshotReceiver() (snapshotReceiver, error) {
 
 // InstallSnapshot implements raft.Transport. It returns an error when the
 // transfer makes no progress for SnapshotIdleTimeout; the library tries again.
+// No more is sent than SnapshotBytesPerSecond, to all peers together.
 func (t *Transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	source, ok := data.(snapshotSource)
+	if !ok {
+		return fmt.Errorf("snapshot to %s: %w: %T", id, errSnapshotSource, data)
+	}
 	calls, p, err := t.peer(target)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(calls)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(calls)
+	defer cancel(nil)
 	stream, err := p.raft.InstallSnapshot(ctx)
 	if err != nil {
 		return fmt.Errorf("snapshot to %s at %s: %w", id, target, err)
 	}
-	idle := time.AfterFunc(t.opts.SnapshotIdleTimeout, cancel)
+	idle := time.AfterFunc(t.opts.SnapshotIdleTimeout, func() { cancel(errSnapshotIdle) })
 	defer idle.Stop()
-	sent, err := t.sendSnapshot(stream, args, data, idle)
+	s := &snapshotSender{t: t, ctx: ctx, stream: stream, idle: idle, transfer: newTransfer(args.LastLogIndex, args.Size)}
+	defer t.transfers.sending(id, s.transfer)()
+	m, err := s.send(args, source)
 	if err != nil {
-		return fmt.Errorf("snapshot to %s at %s: after %d of %d bytes: %w", id, target, sent, args.Size, err)
-	}
-	idle.Reset(defaultSnapshotFinish) // the peer checks and adopts what it got
-	m, err := stream.CloseAndRecv()
-	if err != nil {
-		return fmt.Errorf("snapshot to %s at %s: %d of %d bytes sent: %w", id, target, sent, args.Size, err)
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+			err = fmt.Errorf("%w: %w", cause, err)
+		}
+		return fmt.Errorf("snapshot to %s at %s: after %d of %d bytes: %w", id, target, s.transfer.done.Load(), args.Size, err)
 	}
 	resp.RPCHeader, resp.Term, resp.Success = headerFromProto(m.Header), m.Term, m.Success
 	if m.Success {
@@ -75,31 +97,93 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress,
 	return nil
 }
 
-type snapshotStream = storagepb.RaftTransport_InstallSnapshotClient
+// snapshotSender sends one snapshot.
+type snapshotSender struct {
+	t        *Transport
+	ctx      context.Context
+	stream   storagepb.RaftTransport_InstallSnapshotClient
+	idle     *time.Timer // ends ctx unless it is reset
+	transfer *transfer
+}
 
-// sendSnapshot sends header and data. It ends early, without an error, when the
-// peer has answered already; the answer is for the caller to receive.
-func (t *Transport) sendSnapshot(stream snapshotStream, args *raft.InstallSnapshotRequest, data io.Reader, idle *time.Timer) (sent int64, err error) {
-	m := &storagepb.InstallSnapshotRequest{Snapshot: snapshotToProto(args)}
+// send returns the peer's answer, which may come before everything is sent.
+func (s *snapshotSender) send(args *raft.InstallSnapshotRequest, source snapshotSource) (*storagepb.InstallSnapshotResponse, error) {
+	if err := s.message(&storagepb.InstallSnapshotRequest{Snapshot: snapshotToProto(args)}); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if err := s.data(bytes.NewReader(source.head())); err != nil {
+		return nil, err
+	}
+	held, answer, err := s.held()
+	if err != nil || answer != nil {
+		return answer, err
+	}
+	rest, err := source.after(held)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.data(rest); err != nil {
+		return nil, err
+	}
+	if err := s.stream.CloseSend(); err != nil {
+		return nil, err
+	}
+	s.idle.Reset(s.t.opts.SnapshotFinishTimeout) // the peer checks and adopts what it got
+	return s.stream.Recv()
+}
+
+// held receives what the peer has of the files, or its answer if there is nothing
+// to send.
+func (s *snapshotSender) held() ([]heldFile, *storagepb.InstallSnapshotResponse, error) {
+	s.idle.Reset(s.t.opts.SnapshotFinishTimeout) // the peer may have to read them
+	var held []heldFile
 	for {
-		idle.Reset(t.opts.SnapshotIdleTimeout)
-		if err := stream.Send(m); errors.Is(err, io.EOF) {
-			return sent, nil
-		} else if err != nil {
-			return sent, err
+		m, err := s.stream.Recv()
+		if err != nil {
+			return nil, nil, err
 		}
-		sent += int64(len(m.Data))
+		if len(m.Held) == 0 && !m.GoOn {
+			return nil, m, nil
+		}
+		for _, k := range m.Held {
+			held = append(held, heldFile{int(k.File), int64(k.Bytes)})
+			s.transfer.hold(int64(k.Bytes))
+		}
+		if m.GoOn {
+			return held, nil, nil
+		}
+	}
+}
+
+// data sends all of r. It ends early, without an error, when the peer has
+// answered already; the answer is for the caller to receive.
+func (s *snapshotSender) data(r io.Reader) error {
+	for {
 		// Not reused: gRPC may hold on to a message after Send has returned.
-		chunk := make([]byte, snapshotChunkBytes)
-		n, err := io.ReadFull(data, chunk)
+		chunk := make([]byte, s.t.opts.SnapshotChunkBytes)
+		n, err := io.ReadFull(r, chunk)
 		if n == 0 && errors.Is(err, io.EOF) {
-			return sent, nil
+			return nil
 		}
 		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-			return sent, err
+			return err
 		}
-		m = &storagepb.InstallSnapshotRequest{Data: chunk[:n]}
+		if err := s.t.pace.WaitN(s.ctx, n); err != nil {
+			return err
+		}
+		if err := s.message(&storagepb.InstallSnapshotRequest{Data: chunk[:n]}); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		s.transfer.done.Add(int64(n))
+		s.t.transfers.sent.Add(int64(n))
 	}
+}
+
+func (s *snapshotSender) message(m *storagepb.InstallSnapshotRequest) error {
+	s.idle.Reset(s.t.opts.SnapshotIdleTimeout)
+	return s.stream.Send(m)
 }
 
 func snapshotToProto(a *raft.InstallSnapshotRequest) *storagepb.InstallSnapshotHeader {
@@ -122,9 +206,9 @@ func snapshotFromProto(m *storagepb.InstallSnapshotHeader) *raft.InstallSnapshot
 // InstallSnapshot receives a snapshot. The bytes are read and checked before
 // Raft hears of them, because its main loop does nothing else, heartbeats
 // included, while it reads. What the loop is given is a token for the staged
-// directory. An interrupted transfer therefore leaves no trace in Raft: the
-// staged files are dropped and the leader starts over.
-func (s *transportService) InstallSnapshot(stream grpc.ClientStreamingServer[storagepb.InstallSnapshotRequest, storagepb.InstallSnapshotResponse]) error {
+// directory. An interrupted transfer therefore leaves no trace in Raft, and the
+// leader's next one needs to send only what has not arrived.
+func (s *transportService) InstallSnapshot(stream snapshotServer) error {
 	first, err := stream.Recv()
 	if err != nil {
 		return err
@@ -136,22 +220,71 @@ func (s *transportService) InstallSnapshot(stream grpc.ClientStreamingServer[sto
 	if err != nil {
 		return err
 	}
-	select {
-	case s.t.installing <- struct{}{}:
-		defer func() { <-s.t.installing }()
-	case <-stream.Context().Done():
-		return status.FromContextError(stream.Context().Err()).Err()
-	}
-	answer, err := s.t.receiveSnapshot(stream, receiver, snapshotFromProto(first.Snapshot))
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	done, err := s.t.receiving(ctx, first.Snapshot.Term, cancel)
 	if err != nil {
 		return err
 	}
-	return stream.SendAndClose(answer)
+	defer done()
+	in := &incoming{t: s.t, ctx: ctx, cancel: cancel, stream: stream, receiver: receiver, req: snapshotFromProto(first.Snapshot)}
+	answer, err := in.receive()
+	if err != nil {
+		return err
+	}
+	return stream.Send(answer)
 }
 
-func (t *Transport) receiveSnapshot(stream chunkStream, receiver snapshotReceiver, req *raft.InstallSnapshotRequest) (*storagepb.InstallSnapshotResponse, error) {
+type snapshotServer = grpc.BidiStreamingServer[storagepb.InstallSnapshotRequest, storagepb.InstallSnapshotResponse]
+
+// reception is the snapshot that is being received.
+type reception struct {
+	term   uint64
+	cancel context.CancelCauseFunc
+}
+
+// receiving waits until no other snapshot is received; done ends that. One that an
+// earlier leader sends, or that this leader sent before, is ended: its sender may
+// be behind a cut link, and would keep its place for long.
+func (t *Transport) receiving(ctx context.Context, term uint64, cancel context.CancelCauseFunc) (done func(), err error) {
+	own := &reception{term, cancel}
+	t.receiverMu.Lock()
+	if other := t.reception; other != nil && other.term <= term {
+		other.cancel(errSnapshotPreempted)
+	}
+	t.receiverMu.Unlock()
+	select {
+	case t.installing <- struct{}{}:
+	case <-ctx.Done():
+		return nil, status.Error(codes.Canceled, context.Cause(ctx).Error())
+	}
+	t.receiverMu.Lock()
+	defer t.receiverMu.Unlock()
+	t.reception = own
+	return func() {
+		t.receiverMu.Lock()
+		defer t.receiverMu.Unlock()
+		t.reception = nil
+		<-t.installing
+	}, nil
+}
+
+// incoming is one snapshot that arrives.
+type incoming struct {
+	t        *Transport
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+	stream   snapshotServer
+	receiver snapshotReceiver
+	req      *raft.InstallSnapshotRequest
+	transfer *transfer
+	wanted   atomic.Bool // the sender was told to go on
+}
+
+func (in *incoming) receive() (*storagepb.InstallSnapshotResponse, error) {
+	t, req := in.t, in.req
 	log := t.opts.Logger.With("index", req.LastLogIndex, "term", req.LastLogTerm, "bytes", req.Size)
-	switch has, err := receiver.has(req.LastLogIndex, req.LastLogTerm); {
+	switch has, err := in.receiver.has(req.LastLogIndex, req.LastLogTerm); {
 	case err != nil:
 		log.Error("snapshot refused", "error", err)
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
@@ -159,46 +292,107 @@ func (t *Transport) receiveSnapshot(stream chunkStream, receiver snapshotReceive
 		log.Info("snapshot is not needed: its entries are here already")
 		return &storagepb.InstallSnapshotResponse{Term: req.Term, Success: true}, nil
 	}
-	log.Info("receiving a snapshot")
+	in.transfer = newTransfer(req.LastLogIndex, req.Size)
+	defer t.transfers.receiving(in.transfer)()
 	start := time.Now()
-	token, discard, err := receiver.stage(&chunkReader{stream: stream}, req.Size)
+	token, release, err := in.stage()
 	if err != nil {
-		log.Warn("snapshot transfer ended early", "error", err)
+		log.Warn("snapshot transfer ended early", "received", in.transfer.done.Load(), "error", err)
 		return nil, err
 	}
-	defer discard()
-	log.Info("snapshot received", "duration", time.Since(start))
+	defer release()
+	log.Info("snapshot received", "duration", time.Since(start), "held", in.transfer.held.Load())
 	req.Size = int64(len(token))
-	answer, err := t.deliver(stream.Context(), req, bytes.NewReader(token))
+	answer, err := t.deliver(in.ctx, req, bytes.NewReader(token))
 	if err != nil {
 		return nil, err
 	}
 	r := answer.(*raft.InstallSnapshotResponse)
 	if r.Success {
-		receiver.installed(req.LastLogIndex, req.LastLogTerm)
+		in.receiver.installed(req.LastLogIndex, req.LastLogTerm)
 	}
 	return &storagepb.InstallSnapshotResponse{Header: headerToProto(r.RPCHeader), Term: r.Term, Success: r.Success}, nil
 }
 
-type chunkStream interface {
-	Recv() (*storagepb.InstallSnapshotRequest, error)
-	Context() context.Context
+// stage receives and checks all files.
+func (in *incoming) stage() (token []byte, release func(), err error) {
+	in.t.opts.Logger.Info("receiving a snapshot", "index", in.req.LastLogIndex, "bytes", in.req.Size)
+	chunks := make(chan []byte)
+	received := make(chan error, 1)
+	go func() { received <- in.pump(chunks) }()
+	r := &chunkReader{chunks: chunks, received: received, ctx: in.ctx}
+	return in.receiver.stage(r, in.req.Size, in.want)
+}
+
+// pump returns when the stream ends, which it does with its handler at the latest.
+func (in *incoming) pump(chunks chan<- []byte) error {
+	for {
+		m, err := in.next()
+		if err != nil {
+			return err
+		}
+		select {
+		case chunks <- m.Data:
+		case <-in.ctx.Done():
+			return context.Cause(in.ctx)
+		}
+		in.transfer.done.Add(int64(len(m.Data)))
+		in.t.transfers.received.Add(int64(len(m.Data)))
+	}
+}
+
+// next receives a message. A sender behind a link that is cut in one direction
+// does not end its stream: once it should send, it is not waited for for ever.
+func (in *incoming) next() (*storagepb.InstallSnapshotRequest, error) {
+	if in.wanted.Load() {
+		idle := time.AfterFunc(2*in.t.opts.SnapshotIdleTimeout, func() { in.cancel(errSnapshotIdle) })
+		defer idle.Stop()
+	}
+	return in.stream.Recv()
+}
+
+// heldPage is how many files one message names.
+const heldPage = 1 << 16
+
+// want tells the leader what it need not send.
+func (in *incoming) want(held []heldFile, size int64) error {
+	in.transfer.hold(size)
+	in.t.transfers.resumed.Add(size)
+	in.wanted.Store(true)
+	for {
+		n := min(len(held), heldPage)
+		m := &storagepb.InstallSnapshotResponse{GoOn: n == len(held)}
+		for _, k := range held[:n] {
+			m.Held = append(m.Held, &storagepb.HeldFile{File: uint32(k.file), Bytes: uint64(k.bytes)})
+		}
+		if err := in.stream.Send(m); err != nil || m.GoOn {
+			return err
+		}
+		held = held[n:]
+	}
 }
 
 // chunkReader is the data of a snapshot's messages as one stream of bytes.
 type chunkReader struct {
-	stream chunkStream
-	chunk  []byte
+	chunks   <-chan []byte
+	received <-chan error
+	ctx      context.Context
+	chunk    []byte
+	err      error
 }
 
 // Read implements io.Reader.
 func (r *chunkReader) Read(p []byte) (int, error) {
 	for len(r.chunk) == 0 {
-		m, err := r.stream.Recv()
-		if err != nil {
-			return 0, err
+		if r.err != nil {
+			return 0, r.err
 		}
-		r.chunk = m.Data
+		select {
+		case r.chunk = <-r.chunks:
+		case r.err = <-r.received:
+		case <-r.ctx.Done():
+			r.err = status.Error(codes.Canceled, context.Cause(r.ctx).Error())
+		}
 	}
 	n := copy(p, r.chunk)
 	r.chunk = r.chunk[n:]

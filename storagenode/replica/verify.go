@@ -3,7 +3,6 @@ package replica
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -194,11 +193,14 @@ func (v *verification) snapshots() error {
 		return err
 	}
 	for _, name := range names {
-		if strings.HasPrefix(name, tmpPrefix) || strings.HasPrefix(name, stagingPrefix) {
+		switch {
+		case name == stagingName:
+			v.found(Finding{File: v.fs.PathJoin(dir, name), What: "a part of a snapshot that was being received; the next transfer goes on with it", Harmless: true})
+		case unfinishedName(name):
 			v.found(Finding{File: v.fs.PathJoin(dir, name), What: "an unfinished snapshot; a start removes it", Harmless: true})
-			continue
+		default:
+			v.snapshot(dir, name)
 		}
-		v.snapshot(dir, name)
 	}
 	return nil
 }

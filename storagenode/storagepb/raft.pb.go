@@ -843,10 +843,15 @@ func (x *InstallSnapshotHeader) GetSize() int64 {
 }
 
 type InstallSnapshotResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Header        *RPCHeader             `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
-	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
-	Success       bool                   `protobuf:"varint,3,opt,name=success,proto3" json:"success,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The outcome; not in a message with held or go_on.
+	Header  *RPCHeader `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Term    uint64     `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	Success bool       `protobuf:"varint,3,opt,name=success,proto3" json:"success,omitempty"`
+	// In messages before the data: what the follower has from an earlier attempt.
+	Held []*HeldFile `protobuf:"bytes,4,rep,name=held,proto3" json:"held,omitempty"`
+	// The last of these messages.
+	GoOn          bool `protobuf:"varint,5,opt,name=go_on,json=goOn,proto3" json:"go_on,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -900,6 +905,74 @@ func (x *InstallSnapshotResponse) GetSuccess() bool {
 		return x.Success
 	}
 	return false
+}
+
+func (x *InstallSnapshotResponse) GetHeld() []*HeldFile {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+func (x *InstallSnapshotResponse) GetGoOn() bool {
+	if x != nil {
+		return x.GoOn
+	}
+	return false
+}
+
+type HeldFile struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The file's place in the list, from 0; rising from one to the next.
+	File uint32 `protobuf:"varint,1,opt,name=file,proto3" json:"file,omitempty"`
+	// How many of its first bytes are not to be sent.
+	Bytes         uint64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldFile) Reset() {
+	*x = HeldFile{}
+	mi := &file_storagenode_storagepb_raft_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldFile) ProtoMessage() {}
+
+func (x *HeldFile) ProtoReflect() protoreflect.Message {
+	mi := &file_storagenode_storagepb_raft_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldFile.ProtoReflect.Descriptor instead.
+func (*HeldFile) Descriptor() ([]byte, []int) {
+	return file_storagenode_storagepb_raft_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *HeldFile) GetFile() uint32 {
+	if x != nil {
+		return x.File
+	}
+	return 0
+}
+
+func (x *HeldFile) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 var File_storagenode_storagepb_raft_proto protoreflect.FileDescriptor
@@ -968,18 +1041,23 @@ const file_storagenode_storagepb_raft_proto_rawDesc = "" +
 	"\rlast_log_term\x18\x05 \x01(\x04R\vlastLogTerm\x12$\n" +
 	"\rconfiguration\x18\x06 \x01(\fR\rconfiguration\x12/\n" +
 	"\x13configuration_index\x18\a \x01(\x04R\x12configurationIndex\x12\x12\n" +
-	"\x04size\x18\b \x01(\x03R\x04size\"\x84\x01\n" +
+	"\x04size\x18\b \x01(\x03R\x04size\"\xd1\x01\n" +
 	"\x17InstallSnapshotResponse\x12;\n" +
 	"\x06header\x18\x01 \x01(\v2#.countinghouse.storage.v1.RPCHeaderR\x06header\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x18\n" +
-	"\asuccess\x18\x03 \x01(\bR\asuccess2\xc9\x04\n" +
+	"\asuccess\x18\x03 \x01(\bR\asuccess\x126\n" +
+	"\x04held\x18\x04 \x03(\v2\".countinghouse.storage.v1.HeldFileR\x04held\x12\x13\n" +
+	"\x05go_on\x18\x05 \x01(\bR\x04goOn\"4\n" +
+	"\bHeldFile\x12\x12\n" +
+	"\x04file\x18\x01 \x01(\rR\x04file\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes2\xcb\x04\n" +
 	"\rRaftTransport\x12t\n" +
 	"\rAppendEntries\x12..countinghouse.storage.v1.AppendEntriesRequest\x1a/.countinghouse.storage.v1.AppendEntriesResponse(\x010\x01\x12j\n" +
 	"\vRequestVote\x12,.countinghouse.storage.v1.RequestVoteRequest\x1a-.countinghouse.storage.v1.RequestVoteResponse\x12s\n" +
 	"\x0eRequestPreVote\x12/.countinghouse.storage.v1.RequestPreVoteRequest\x1a0.countinghouse.storage.v1.RequestPreVoteResponse\x12g\n" +
 	"\n" +
-	"TimeoutNow\x12+.countinghouse.storage.v1.TimeoutNowRequest\x1a,.countinghouse.storage.v1.TimeoutNowResponse\x12x\n" +
-	"\x0fInstallSnapshot\x120.countinghouse.storage.v1.InstallSnapshotRequest\x1a1.countinghouse.storage.v1.InstallSnapshotResponse(\x01B>Z<github.com/countinghouse/countinghouse/storagenode/storagepbb\x06proto3"
+	"TimeoutNow\x12+.countinghouse.storage.v1.TimeoutNowRequest\x1a,.countinghouse.storage.v1.TimeoutNowResponse\x12z\n" +
+	"\x0fInstallSnapshot\x120.countinghouse.storage.v1.InstallSnapshotRequest\x1a1.countinghouse.storage.v1.InstallSnapshotResponse(\x010\x01B>Z<github.com/countinghouse/countinghouse/storagenode/storagepbb\x06proto3"
 
 var (
 	file_storagenode_storagepb_raft_proto_rawDescOnce sync.Once
@@ -993,7 +1071,7 @@ func file_storagenode_storagepb_raft_proto_rawDescGZIP() []byte {
 	return file_storagenode_storagepb_raft_proto_rawDescData
 }
 
-var file_storagenode_storagepb_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_storagenode_storagepb_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_storagenode_storagepb_raft_proto_goTypes = []any{
 	(*RPCHeader)(nil),               // 0: countinghouse.storage.v1.RPCHeader
 	(*LogEntry)(nil),                // 1: countinghouse.storage.v1.LogEntry
@@ -1008,6 +1086,7 @@ var file_storagenode_storagepb_raft_proto_goTypes = []any{
 	(*InstallSnapshotRequest)(nil),  // 10: countinghouse.storage.v1.InstallSnapshotRequest
 	(*InstallSnapshotHeader)(nil),   // 11: countinghouse.storage.v1.InstallSnapshotHeader
 	(*InstallSnapshotResponse)(nil), // 12: countinghouse.storage.v1.InstallSnapshotResponse
+	(*HeldFile)(nil),                // 13: countinghouse.storage.v1.HeldFile
 }
 var file_storagenode_storagepb_raft_proto_depIdxs = []int32{
 	0,  // 0: countinghouse.storage.v1.AppendEntriesRequest.header:type_name -> countinghouse.storage.v1.RPCHeader
@@ -1022,21 +1101,22 @@ var file_storagenode_storagepb_raft_proto_depIdxs = []int32{
 	11, // 9: countinghouse.storage.v1.InstallSnapshotRequest.snapshot:type_name -> countinghouse.storage.v1.InstallSnapshotHeader
 	0,  // 10: countinghouse.storage.v1.InstallSnapshotHeader.header:type_name -> countinghouse.storage.v1.RPCHeader
 	0,  // 11: countinghouse.storage.v1.InstallSnapshotResponse.header:type_name -> countinghouse.storage.v1.RPCHeader
-	2,  // 12: countinghouse.storage.v1.RaftTransport.AppendEntries:input_type -> countinghouse.storage.v1.AppendEntriesRequest
-	4,  // 13: countinghouse.storage.v1.RaftTransport.RequestVote:input_type -> countinghouse.storage.v1.RequestVoteRequest
-	6,  // 14: countinghouse.storage.v1.RaftTransport.RequestPreVote:input_type -> countinghouse.storage.v1.RequestPreVoteRequest
-	8,  // 15: countinghouse.storage.v1.RaftTransport.TimeoutNow:input_type -> countinghouse.storage.v1.TimeoutNowRequest
-	10, // 16: countinghouse.storage.v1.RaftTransport.InstallSnapshot:input_type -> countinghouse.storage.v1.InstallSnapshotRequest
-	3,  // 17: countinghouse.storage.v1.RaftTransport.AppendEntries:output_type -> countinghouse.storage.v1.AppendEntriesResponse
-	5,  // 18: countinghouse.storage.v1.RaftTransport.RequestVote:output_type -> countinghouse.storage.v1.RequestVoteResponse
-	7,  // 19: countinghouse.storage.v1.RaftTransport.RequestPreVote:output_type -> countinghouse.storage.v1.RequestPreVoteResponse
-	9,  // 20: countinghouse.storage.v1.RaftTransport.TimeoutNow:output_type -> countinghouse.storage.v1.TimeoutNowResponse
-	12, // 21: countinghouse.storage.v1.RaftTransport.InstallSnapshot:output_type -> countinghouse.storage.v1.InstallSnapshotResponse
-	17, // [17:22] is the sub-list for method output_type
-	12, // [12:17] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	13, // 12: countinghouse.storage.v1.InstallSnapshotResponse.held:type_name -> countinghouse.storage.v1.HeldFile
+	2,  // 13: countinghouse.storage.v1.RaftTransport.AppendEntries:input_type -> countinghouse.storage.v1.AppendEntriesRequest
+	4,  // 14: countinghouse.storage.v1.RaftTransport.RequestVote:input_type -> countinghouse.storage.v1.RequestVoteRequest
+	6,  // 15: countinghouse.storage.v1.RaftTransport.RequestPreVote:input_type -> countinghouse.storage.v1.RequestPreVoteRequest
+	8,  // 16: countinghouse.storage.v1.RaftTransport.TimeoutNow:input_type -> countinghouse.storage.v1.TimeoutNowRequest
+	10, // 17: countinghouse.storage.v1.RaftTransport.InstallSnapshot:input_type -> countinghouse.storage.v1.InstallSnapshotRequest
+	3,  // 18: countinghouse.storage.v1.RaftTransport.AppendEntries:output_type -> countinghouse.storage.v1.AppendEntriesResponse
+	5,  // 19: countinghouse.storage.v1.RaftTransport.RequestVote:output_type -> countinghouse.storage.v1.RequestVoteResponse
+	7,  // 20: countinghouse.storage.v1.RaftTransport.RequestPreVote:output_type -> countinghouse.storage.v1.RequestPreVoteResponse
+	9,  // 21: countinghouse.storage.v1.RaftTransport.TimeoutNow:output_type -> countinghouse.storage.v1.TimeoutNowResponse
+	12, // 22: countinghouse.storage.v1.RaftTransport.InstallSnapshot:output_type -> countinghouse.storage.v1.InstallSnapshotResponse
+	18, // [18:23] is the sub-list for method output_type
+	13, // [13:18] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_storagenode_storagepb_raft_proto_init() }
@@ -1050,7 +1130,7 @@ func file_storagenode_storagepb_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storagenode_storagepb_raft_proto_rawDesc), len(file_storagenode_storagepb_raft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

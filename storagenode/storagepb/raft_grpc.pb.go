@@ -42,8 +42,10 @@ type RaftTransportClient interface {
 	RequestVote(ctx context.Context, in *RequestVoteRequest, opts ...grpc.CallOption) (*RequestVoteResponse, error)
 	RequestPreVote(ctx context.Context, in *RequestPreVoteRequest, opts ...grpc.CallOption) (*RequestPreVoteResponse, error)
 	TimeoutNow(ctx context.Context, in *TimeoutNowRequest, opts ...grpc.CallOption) (*TimeoutNowResponse, error)
-	// InstallSnapshot: a header, then chunks of data.
-	InstallSnapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[InstallSnapshotRequest, InstallSnapshotResponse], error)
+	// InstallSnapshot: the leader sends a header and the list of the snapshot's
+	// files, the follower answers with what it has of them, the leader sends the
+	// rest, and the follower answers with the outcome, which may come at any time.
+	InstallSnapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[InstallSnapshotRequest, InstallSnapshotResponse], error)
 }
 
 type raftTransportClient struct {
@@ -97,7 +99,7 @@ func (c *raftTransportClient) TimeoutNow(ctx context.Context, in *TimeoutNowRequ
 	return out, nil
 }
 
-func (c *raftTransportClient) InstallSnapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[InstallSnapshotRequest, InstallSnapshotResponse], error) {
+func (c *raftTransportClient) InstallSnapshot(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[InstallSnapshotRequest, InstallSnapshotResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &RaftTransport_ServiceDesc.Streams[1], RaftTransport_InstallSnapshot_FullMethodName, cOpts...)
 	if err != nil {
@@ -108,7 +110,7 @@ func (c *raftTransportClient) InstallSnapshot(ctx context.Context, opts ...grpc.
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type RaftTransport_InstallSnapshotClient = grpc.ClientStreamingClient[InstallSnapshotRequest, InstallSnapshotResponse]
+type RaftTransport_InstallSnapshotClient = grpc.BidiStreamingClient[InstallSnapshotRequest, InstallSnapshotResponse]
 
 // RaftTransportServer is the server API for RaftTransport service.
 // All implementations must embed UnimplementedRaftTransportServer
@@ -123,8 +125,10 @@ type RaftTransportServer interface {
 	RequestVote(context.Context, *RequestVoteRequest) (*RequestVoteResponse, error)
 	RequestPreVote(context.Context, *RequestPreVoteRequest) (*RequestPreVoteResponse, error)
 	TimeoutNow(context.Context, *TimeoutNowRequest) (*TimeoutNowResponse, error)
-	// InstallSnapshot: a header, then chunks of data.
-	InstallSnapshot(grpc.ClientStreamingServer[InstallSnapshotRequest, InstallSnapshotResponse]) error
+	// InstallSnapshot: the leader sends a header and the list of the snapshot's
+	// files, the follower answers with what it has of them, the leader sends the
+	// rest, and the follower answers with the outcome, which may come at any time.
+	InstallSnapshot(grpc.BidiStreamingServer[InstallSnapshotRequest, InstallSnapshotResponse]) error
 	mustEmbedUnimplementedRaftTransportServer()
 }
 
@@ -147,7 +151,7 @@ func (UnimplementedRaftTransportServer) RequestPreVote(context.Context, *Request
 func (UnimplementedRaftTransportServer) TimeoutNow(context.Context, *TimeoutNowRequest) (*TimeoutNowResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TimeoutNow not implemented")
 }
-func (UnimplementedRaftTransportServer) InstallSnapshot(grpc.ClientStreamingServer[InstallSnapshotRequest, InstallSnapshotResponse]) error {
+func (UnimplementedRaftTransportServer) InstallSnapshot(grpc.BidiStreamingServer[InstallSnapshotRequest, InstallSnapshotResponse]) error {
 	return status.Error(codes.Unimplemented, "method InstallSnapshot not implemented")
 }
 func (UnimplementedRaftTransportServer) mustEmbedUnimplementedRaftTransportServer() {}
@@ -237,7 +241,7 @@ func _RaftTransport_InstallSnapshot_Handler(srv interface{}, stream grpc.ServerS
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type RaftTransport_InstallSnapshotServer = grpc.ClientStreamingServer[InstallSnapshotRequest, InstallSnapshotResponse]
+type RaftTransport_InstallSnapshotServer = grpc.BidiStreamingServer[InstallSnapshotRequest, InstallSnapshotResponse]
 
 // RaftTransport_ServiceDesc is the grpc.ServiceDesc for RaftTransport service.
 // It's only intended for direct use with grpc.RegisterService,
@@ -269,6 +273,7 @@ var RaftTransport_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "InstallSnapshot",
 			Handler:       _RaftTransport_InstallSnapshot_Handler,
+			ServerStreams: true,
 			ClientStreams: true,
 		},
 	},

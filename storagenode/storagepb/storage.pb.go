@@ -1039,6 +1039,8 @@ type Member struct {
 	Lag uint64 `protobuf:"varint,5,opt,name=lag,proto3" json:"lag,omitempty"`
 	// Known to the leader only: milliseconds since the member last answered.
 	LastContactMs int64 `protobuf:"varint,6,opt,name=last_contact_ms,json=lastContactMs,proto3" json:"last_contact_ms,omitempty"`
+	// Known to the leader only: the snapshot that it sends to the member.
+	Receiving     *SnapshotTransfer `protobuf:"bytes,7,opt,name=receiving,proto3" json:"receiving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1115,6 +1117,92 @@ func (x *Member) GetLastContactMs() int64 {
 	return 0
 }
 
+func (x *Member) GetReceiving() *SnapshotTransfer {
+	if x != nil {
+		return x.Receiving
+	}
+	return nil
+}
+
+// A snapshot on its way from a leader to a member.
+type SnapshotTransfer struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Index      uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	TotalBytes uint64                 `protobuf:"varint,2,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// Sent or received, and held_bytes.
+	DoneBytes uint64 `protobuf:"varint,3,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	// Not sent, because an earlier attempt had brought them.
+	HeldBytes     uint64 `protobuf:"varint,4,opt,name=held_bytes,json=heldBytes,proto3" json:"held_bytes,omitempty"`
+	ElapsedMs     uint64 `protobuf:"varint,5,opt,name=elapsed_ms,json=elapsedMs,proto3" json:"elapsed_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotTransfer) Reset() {
+	*x = SnapshotTransfer{}
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotTransfer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotTransfer) ProtoMessage() {}
+
+func (x *SnapshotTransfer) ProtoReflect() protoreflect.Message {
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotTransfer.ProtoReflect.Descriptor instead.
+func (*SnapshotTransfer) Descriptor() ([]byte, []int) {
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SnapshotTransfer) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *SnapshotTransfer) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *SnapshotTransfer) GetDoneBytes() uint64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *SnapshotTransfer) GetHeldBytes() uint64 {
+	if x != nil {
+		return x.HeldBytes
+	}
+	return 0
+}
+
+func (x *SnapshotTransfer) GetElapsedMs() uint64 {
+	if x != nil {
+		return x.ElapsedMs
+	}
+	return 0
+}
+
 type StatusResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
@@ -1140,14 +1228,16 @@ type StatusResponse struct {
 	Version         string   `protobuf:"bytes,19,opt,name=version,proto3" json:"version,omitempty"`
 	// The damage that the node has found in its data, empty for none. Such a node
 	// hands leadership over and is not ready; it should be replaced.
-	Damage        string `protobuf:"bytes,20,opt,name=damage,proto3" json:"damage,omitempty"`
+	Damage string `protobuf:"bytes,20,opt,name=damage,proto3" json:"damage,omitempty"`
+	// The snapshot that this node receives.
+	Receiving     *SnapshotTransfer `protobuf:"bytes,21,opt,name=receiving,proto3" json:"receiving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[14]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1249,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[14]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1262,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{14}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StatusResponse) GetCluster() string {
@@ -1315,6 +1405,13 @@ func (x *StatusResponse) GetDamage() string {
 	return ""
 }
 
+func (x *StatusResponse) GetReceiving() *SnapshotTransfer {
+	if x != nil {
+		return x.Receiving
+	}
+	return nil
+}
+
 type AddLearnerRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Id      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1327,7 +1424,7 @@ type AddLearnerRequest struct {
 
 func (x *AddLearnerRequest) Reset() {
 	*x = AddLearnerRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[15]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1436,7 @@ func (x *AddLearnerRequest) String() string {
 func (*AddLearnerRequest) ProtoMessage() {}
 
 func (x *AddLearnerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[15]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1449,7 @@ func (x *AddLearnerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddLearnerRequest.ProtoReflect.Descriptor instead.
 func (*AddLearnerRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{15}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AddLearnerRequest) GetId() string {
@@ -1386,7 +1483,7 @@ type PromoteRequest struct {
 
 func (x *PromoteRequest) Reset() {
 	*x = PromoteRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[16]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1398,7 +1495,7 @@ func (x *PromoteRequest) String() string {
 func (*PromoteRequest) ProtoMessage() {}
 
 func (x *PromoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[16]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1411,7 +1508,7 @@ func (x *PromoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteRequest.ProtoReflect.Descriptor instead.
 func (*PromoteRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{16}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PromoteRequest) GetId() string {
@@ -1438,7 +1535,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[17]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1547,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[17]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1560,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{17}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RemoveRequest) GetId() string {
@@ -1489,7 +1586,7 @@ type MembershipResponse struct {
 
 func (x *MembershipResponse) Reset() {
 	*x = MembershipResponse{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[18]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1501,7 +1598,7 @@ func (x *MembershipResponse) String() string {
 func (*MembershipResponse) ProtoMessage() {}
 
 func (x *MembershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[18]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1514,7 +1611,7 @@ func (x *MembershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembershipResponse.ProtoReflect.Descriptor instead.
 func (*MembershipResponse) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{18}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *MembershipResponse) GetMembershipIndex() uint64 {
@@ -1534,7 +1631,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[19]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1643,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[19]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1656,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{19}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TransferLeadershipRequest) GetId() string {
@@ -1578,7 +1675,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[20]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1687,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[20]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1700,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{20}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TransferLeadershipResponse) GetLeaderId() string {
@@ -1621,7 +1718,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[21]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1730,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[21]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1743,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{21}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{22}
 }
 
 type SnapshotResponse struct {
@@ -1659,7 +1756,7 @@ type SnapshotResponse struct {
 
 func (x *SnapshotResponse) Reset() {
 	*x = SnapshotResponse{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[22]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1671,7 +1768,7 @@ func (x *SnapshotResponse) String() string {
 func (*SnapshotResponse) ProtoMessage() {}
 
 func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[22]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1684,7 +1781,7 @@ func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{22}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SnapshotResponse) GetIndex() uint64 {
@@ -1709,7 +1806,7 @@ type SafeToRestartRequest struct {
 
 func (x *SafeToRestartRequest) Reset() {
 	*x = SafeToRestartRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[23]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +1818,7 @@ func (x *SafeToRestartRequest) String() string {
 func (*SafeToRestartRequest) ProtoMessage() {}
 
 func (x *SafeToRestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[23]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +1831,7 @@ func (x *SafeToRestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToRestartRequest.ProtoReflect.Descriptor instead.
 func (*SafeToRestartRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{23}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{24}
 }
 
 type SafeToRestartResponse struct {
@@ -1747,7 +1844,7 @@ type SafeToRestartResponse struct {
 
 func (x *SafeToRestartResponse) Reset() {
 	*x = SafeToRestartResponse{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[24]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1759,7 +1856,7 @@ func (x *SafeToRestartResponse) String() string {
 func (*SafeToRestartResponse) ProtoMessage() {}
 
 func (x *SafeToRestartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[24]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1772,7 +1869,7 @@ func (x *SafeToRestartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToRestartResponse.ProtoReflect.Descriptor instead.
 func (*SafeToRestartResponse) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{24}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SafeToRestartResponse) GetSafe() bool {
@@ -1798,7 +1895,7 @@ type AssignInstrumentsRequest struct {
 
 func (x *AssignInstrumentsRequest) Reset() {
 	*x = AssignInstrumentsRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[25]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +1907,7 @@ func (x *AssignInstrumentsRequest) String() string {
 func (*AssignInstrumentsRequest) ProtoMessage() {}
 
 func (x *AssignInstrumentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[25]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +1920,7 @@ func (x *AssignInstrumentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignInstrumentsRequest.ProtoReflect.Descriptor instead.
 func (*AssignInstrumentsRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{25}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AssignInstrumentsRequest) GetInstruments() []string {
@@ -1842,7 +1939,7 @@ type AssignInstrumentsResponse struct {
 
 func (x *AssignInstrumentsResponse) Reset() {
 	*x = AssignInstrumentsResponse{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[26]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1854,7 +1951,7 @@ func (x *AssignInstrumentsResponse) String() string {
 func (*AssignInstrumentsResponse) ProtoMessage() {}
 
 func (x *AssignInstrumentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[26]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1867,7 +1964,7 @@ func (x *AssignInstrumentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignInstrumentsResponse.ProtoReflect.Descriptor instead.
 func (*AssignInstrumentsResponse) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{26}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AssignInstrumentsResponse) GetInstruments() []string {
@@ -1885,7 +1982,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[27]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +1994,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[27]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +2007,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{27}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{28}
 }
 
 type VerifyResponse struct {
@@ -1932,7 +2029,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[28]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +2041,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[28]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2054,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{28}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *VerifyResponse) GetFinding() string {
@@ -2105,14 +2202,25 @@ const file_storagenode_storagepb_storage_proto_rawDesc = "" +
 	" \x01(\x03R\blastTime\x12\x1f\n" +
 	"\vlast_global\x18\v \x01(\x04R\n" +
 	"lastGlobal\"\x0f\n" +
-	"\rStatusRequest\"\x9a\x01\n" +
+	"\rStatusRequest\"\xe4\x01\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05voter\x18\x03 \x01(\bR\x05voter\x12\x16\n" +
 	"\x06leader\x18\x04 \x01(\bR\x06leader\x12\x10\n" +
 	"\x03lag\x18\x05 \x01(\x04R\x03lag\x12&\n" +
-	"\x0flast_contact_ms\x18\x06 \x01(\x03R\rlastContactMs\"\x87\x05\n" +
+	"\x0flast_contact_ms\x18\x06 \x01(\x03R\rlastContactMs\x12H\n" +
+	"\treceiving\x18\a \x01(\v2*.countinghouse.storage.v1.SnapshotTransferR\treceiving\"\xa6\x01\n" +
+	"\x10SnapshotTransfer\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1f\n" +
+	"\vtotal_bytes\x18\x02 \x01(\x04R\n" +
+	"totalBytes\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x03 \x01(\x04R\tdoneBytes\x12\x1d\n" +
+	"\n" +
+	"held_bytes\x18\x04 \x01(\x04R\theldBytes\x12\x1d\n" +
+	"\n" +
+	"elapsed_ms\x18\x05 \x01(\x04R\telapsedMs\"\xd1\x05\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\tR\x05shard\x12\x0e\n" +
@@ -2136,7 +2244,8 @@ const file_storagenode_storagepb_storage_proto_rawDesc = "" +
 	"\x0fdisk_free_bytes\x18\x11 \x01(\x04R\rdiskFreeBytes\x12\x1b\n" +
 	"\tdisk_full\x18\x12 \x01(\bR\bdiskFull\x12\x18\n" +
 	"\aversion\x18\x13 \x01(\tR\aversion\x12\x16\n" +
-	"\x06damage\x18\x14 \x01(\tR\x06damage\"\\\n" +
+	"\x06damage\x18\x14 \x01(\tR\x06damage\x12H\n" +
+	"\treceiving\x18\x15 \x01(\v2*.countinghouse.storage.v1.SnapshotTransferR\treceiving\"\\\n" +
 	"\x11AddLearnerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1d\n" +
@@ -2228,7 +2337,7 @@ func file_storagenode_storagepb_storage_proto_rawDescGZIP() []byte {
 }
 
 var file_storagenode_storagepb_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_storagenode_storagepb_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_storagenode_storagepb_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_storagenode_storagepb_storage_proto_goTypes = []any{
 	(Code)(0),                          // 0: countinghouse.storage.v1.Code
 	(*Refusal)(nil),                    // 1: countinghouse.storage.v1.Refusal
@@ -2245,62 +2354,65 @@ var file_storagenode_storagepb_storage_proto_goTypes = []any{
 	(*InstrumentStats)(nil),            // 12: countinghouse.storage.v1.InstrumentStats
 	(*StatusRequest)(nil),              // 13: countinghouse.storage.v1.StatusRequest
 	(*Member)(nil),                     // 14: countinghouse.storage.v1.Member
-	(*StatusResponse)(nil),             // 15: countinghouse.storage.v1.StatusResponse
-	(*AddLearnerRequest)(nil),          // 16: countinghouse.storage.v1.AddLearnerRequest
-	(*PromoteRequest)(nil),             // 17: countinghouse.storage.v1.PromoteRequest
-	(*RemoveRequest)(nil),              // 18: countinghouse.storage.v1.RemoveRequest
-	(*MembershipResponse)(nil),         // 19: countinghouse.storage.v1.MembershipResponse
-	(*TransferLeadershipRequest)(nil),  // 20: countinghouse.storage.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 21: countinghouse.storage.v1.TransferLeadershipResponse
-	(*SnapshotRequest)(nil),            // 22: countinghouse.storage.v1.SnapshotRequest
-	(*SnapshotResponse)(nil),           // 23: countinghouse.storage.v1.SnapshotResponse
-	(*SafeToRestartRequest)(nil),       // 24: countinghouse.storage.v1.SafeToRestartRequest
-	(*SafeToRestartResponse)(nil),      // 25: countinghouse.storage.v1.SafeToRestartResponse
-	(*AssignInstrumentsRequest)(nil),   // 26: countinghouse.storage.v1.AssignInstrumentsRequest
-	(*AssignInstrumentsResponse)(nil),  // 27: countinghouse.storage.v1.AssignInstrumentsResponse
-	(*VerifyRequest)(nil),              // 28: countinghouse.storage.v1.VerifyRequest
-	(*VerifyResponse)(nil),             // 29: countinghouse.storage.v1.VerifyResponse
+	(*SnapshotTransfer)(nil),           // 15: countinghouse.storage.v1.SnapshotTransfer
+	(*StatusResponse)(nil),             // 16: countinghouse.storage.v1.StatusResponse
+	(*AddLearnerRequest)(nil),          // 17: countinghouse.storage.v1.AddLearnerRequest
+	(*PromoteRequest)(nil),             // 18: countinghouse.storage.v1.PromoteRequest
+	(*RemoveRequest)(nil),              // 19: countinghouse.storage.v1.RemoveRequest
+	(*MembershipResponse)(nil),         // 20: countinghouse.storage.v1.MembershipResponse
+	(*TransferLeadershipRequest)(nil),  // 21: countinghouse.storage.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 22: countinghouse.storage.v1.TransferLeadershipResponse
+	(*SnapshotRequest)(nil),            // 23: countinghouse.storage.v1.SnapshotRequest
+	(*SnapshotResponse)(nil),           // 24: countinghouse.storage.v1.SnapshotResponse
+	(*SafeToRestartRequest)(nil),       // 25: countinghouse.storage.v1.SafeToRestartRequest
+	(*SafeToRestartResponse)(nil),      // 26: countinghouse.storage.v1.SafeToRestartResponse
+	(*AssignInstrumentsRequest)(nil),   // 27: countinghouse.storage.v1.AssignInstrumentsRequest
+	(*AssignInstrumentsResponse)(nil),  // 28: countinghouse.storage.v1.AssignInstrumentsResponse
+	(*VerifyRequest)(nil),              // 29: countinghouse.storage.v1.VerifyRequest
+	(*VerifyResponse)(nil),             // 30: countinghouse.storage.v1.VerifyResponse
 }
 var file_storagenode_storagepb_storage_proto_depIdxs = []int32{
 	0,  // 0: countinghouse.storage.v1.Refusal.code:type_name -> countinghouse.storage.v1.Code
 	1,  // 1: countinghouse.storage.v1.AppendResponse.refusal:type_name -> countinghouse.storage.v1.Refusal
 	12, // 2: countinghouse.storage.v1.InstrumentsResponse.instruments:type_name -> countinghouse.storage.v1.InstrumentStats
-	14, // 3: countinghouse.storage.v1.StatusResponse.members:type_name -> countinghouse.storage.v1.Member
-	2,  // 4: countinghouse.storage.v1.Ingest.OpenStream:input_type -> countinghouse.storage.v1.OpenStreamRequest
-	4,  // 5: countinghouse.storage.v1.Ingest.Append:input_type -> countinghouse.storage.v1.AppendRequest
-	7,  // 6: countinghouse.storage.v1.Query.Get:input_type -> countinghouse.storage.v1.GetRequest
-	8,  // 7: countinghouse.storage.v1.Query.Scan:input_type -> countinghouse.storage.v1.ScanRequest
-	9,  // 8: countinghouse.storage.v1.Query.Tail:input_type -> countinghouse.storage.v1.TailRequest
-	10, // 9: countinghouse.storage.v1.Query.Instruments:input_type -> countinghouse.storage.v1.InstrumentsRequest
-	13, // 10: countinghouse.storage.v1.Admin.Status:input_type -> countinghouse.storage.v1.StatusRequest
-	16, // 11: countinghouse.storage.v1.Admin.AddLearner:input_type -> countinghouse.storage.v1.AddLearnerRequest
-	17, // 12: countinghouse.storage.v1.Admin.Promote:input_type -> countinghouse.storage.v1.PromoteRequest
-	18, // 13: countinghouse.storage.v1.Admin.Remove:input_type -> countinghouse.storage.v1.RemoveRequest
-	20, // 14: countinghouse.storage.v1.Admin.TransferLeadership:input_type -> countinghouse.storage.v1.TransferLeadershipRequest
-	22, // 15: countinghouse.storage.v1.Admin.Snapshot:input_type -> countinghouse.storage.v1.SnapshotRequest
-	24, // 16: countinghouse.storage.v1.Admin.SafeToRestart:input_type -> countinghouse.storage.v1.SafeToRestartRequest
-	26, // 17: countinghouse.storage.v1.Admin.AssignInstruments:input_type -> countinghouse.storage.v1.AssignInstrumentsRequest
-	28, // 18: countinghouse.storage.v1.Admin.Verify:input_type -> countinghouse.storage.v1.VerifyRequest
-	3,  // 19: countinghouse.storage.v1.Ingest.OpenStream:output_type -> countinghouse.storage.v1.OpenStreamResponse
-	5,  // 20: countinghouse.storage.v1.Ingest.Append:output_type -> countinghouse.storage.v1.AppendResponse
-	6,  // 21: countinghouse.storage.v1.Query.Get:output_type -> countinghouse.storage.v1.Records
-	6,  // 22: countinghouse.storage.v1.Query.Scan:output_type -> countinghouse.storage.v1.Records
-	6,  // 23: countinghouse.storage.v1.Query.Tail:output_type -> countinghouse.storage.v1.Records
-	11, // 24: countinghouse.storage.v1.Query.Instruments:output_type -> countinghouse.storage.v1.InstrumentsResponse
-	15, // 25: countinghouse.storage.v1.Admin.Status:output_type -> countinghouse.storage.v1.StatusResponse
-	19, // 26: countinghouse.storage.v1.Admin.AddLearner:output_type -> countinghouse.storage.v1.MembershipResponse
-	19, // 27: countinghouse.storage.v1.Admin.Promote:output_type -> countinghouse.storage.v1.MembershipResponse
-	19, // 28: countinghouse.storage.v1.Admin.Remove:output_type -> countinghouse.storage.v1.MembershipResponse
-	21, // 29: countinghouse.storage.v1.Admin.TransferLeadership:output_type -> countinghouse.storage.v1.TransferLeadershipResponse
-	23, // 30: countinghouse.storage.v1.Admin.Snapshot:output_type -> countinghouse.storage.v1.SnapshotResponse
-	25, // 31: countinghouse.storage.v1.Admin.SafeToRestart:output_type -> countinghouse.storage.v1.SafeToRestartResponse
-	27, // 32: countinghouse.storage.v1.Admin.AssignInstruments:output_type -> countinghouse.storage.v1.AssignInstrumentsResponse
-	29, // 33: countinghouse.storage.v1.Admin.Verify:output_type -> countinghouse.storage.v1.VerifyResponse
-	19, // [19:34] is the sub-list for method output_type
-	4,  // [4:19] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	15, // 3: countinghouse.storage.v1.Member.receiving:type_name -> countinghouse.storage.v1.SnapshotTransfer
+	14, // 4: countinghouse.storage.v1.StatusResponse.members:type_name -> countinghouse.storage.v1.Member
+	15, // 5: countinghouse.storage.v1.StatusResponse.receiving:type_name -> countinghouse.storage.v1.SnapshotTransfer
+	2,  // 6: countinghouse.storage.v1.Ingest.OpenStream:input_type -> countinghouse.storage.v1.OpenStreamRequest
+	4,  // 7: countinghouse.storage.v1.Ingest.Append:input_type -> countinghouse.storage.v1.AppendRequest
+	7,  // 8: countinghouse.storage.v1.Query.Get:input_type -> countinghouse.storage.v1.GetRequest
+	8,  // 9: countinghouse.storage.v1.Query.Scan:input_type -> countinghouse.storage.v1.ScanRequest
+	9,  // 10: countinghouse.storage.v1.Query.Tail:input_type -> countinghouse.storage.v1.TailRequest
+	10, // 11: countinghouse.storage.v1.Query.Instruments:input_type -> countinghouse.storage.v1.InstrumentsRequest
+	13, // 12: countinghouse.storage.v1.Admin.Status:input_type -> countinghouse.storage.v1.StatusRequest
+	17, // 13: countinghouse.storage.v1.Admin.AddLearner:input_type -> countinghouse.storage.v1.AddLearnerRequest
+	18, // 14: countinghouse.storage.v1.Admin.Promote:input_type -> countinghouse.storage.v1.PromoteRequest
+	19, // 15: countinghouse.storage.v1.Admin.Remove:input_type -> countinghouse.storage.v1.RemoveRequest
+	21, // 16: countinghouse.storage.v1.Admin.TransferLeadership:input_type -> countinghouse.storage.v1.TransferLeadershipRequest
+	23, // 17: countinghouse.storage.v1.Admin.Snapshot:input_type -> countinghouse.storage.v1.SnapshotRequest
+	25, // 18: countinghouse.storage.v1.Admin.SafeToRestart:input_type -> countinghouse.storage.v1.SafeToRestartRequest
+	27, // 19: countinghouse.storage.v1.Admin.AssignInstruments:input_type -> countinghouse.storage.v1.AssignInstrumentsRequest
+	29, // 20: countinghouse.storage.v1.Admin.Verify:input_type -> countinghouse.storage.v1.VerifyRequest
+	3,  // 21: countinghouse.storage.v1.Ingest.OpenStream:output_type -> countinghouse.storage.v1.OpenStreamResponse
+	5,  // 22: countinghouse.storage.v1.Ingest.Append:output_type -> countinghouse.storage.v1.AppendResponse
+	6,  // 23: countinghouse.storage.v1.Query.Get:output_type -> countinghouse.storage.v1.Records
+	6,  // 24: countinghouse.storage.v1.Query.Scan:output_type -> countinghouse.storage.v1.Records
+	6,  // 25: countinghouse.storage.v1.Query.Tail:output_type -> countinghouse.storage.v1.Records
+	11, // 26: countinghouse.storage.v1.Query.Instruments:output_type -> countinghouse.storage.v1.InstrumentsResponse
+	16, // 27: countinghouse.storage.v1.Admin.Status:output_type -> countinghouse.storage.v1.StatusResponse
+	20, // 28: countinghouse.storage.v1.Admin.AddLearner:output_type -> countinghouse.storage.v1.MembershipResponse
+	20, // 29: countinghouse.storage.v1.Admin.Promote:output_type -> countinghouse.storage.v1.MembershipResponse
+	20, // 30: countinghouse.storage.v1.Admin.Remove:output_type -> countinghouse.storage.v1.MembershipResponse
+	22, // 31: countinghouse.storage.v1.Admin.TransferLeadership:output_type -> countinghouse.storage.v1.TransferLeadershipResponse
+	24, // 32: countinghouse.storage.v1.Admin.Snapshot:output_type -> countinghouse.storage.v1.SnapshotResponse
+	26, // 33: countinghouse.storage.v1.Admin.SafeToRestart:output_type -> countinghouse.storage.v1.SafeToRestartResponse
+	28, // 34: countinghouse.storage.v1.Admin.AssignInstruments:output_type -> countinghouse.storage.v1.AssignInstrumentsResponse
+	30, // 35: countinghouse.storage.v1.Admin.Verify:output_type -> countinghouse.storage.v1.VerifyResponse
+	21, // [21:36] is the sub-list for method output_type
+	6,  // [6:21] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_storagenode_storagepb_storage_proto_init() }
@@ -2314,7 +2426,7 @@ func file_storagenode_storagepb_storage_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storagenode_storagepb_storage_proto_rawDesc), len(file_storagenode_storagepb_storage_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

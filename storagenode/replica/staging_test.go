@@ -1,0 +1,496 @@
+package replica
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc"
+
+	"github.com/countinghouse/countinghouse/storagenode/refusal"
+)
+
+// tabled returns a donor whose snapshot has several tables, and a follower.
+func tabled(t *testing.T) (follower, donor *Replica, cfg Config) {
+	t.Helper()
+	donor, _, _ = single(t, func(c *Config) {
+		c.Store.MemtableBytesMax, c.Store.TableBytesMax = 16<<10, 32<<10
+	})
+	awaitOwner(t, donor)
+	grow(t, donor, 1)
+	follower, cfg, _ = single(t, idleFollower)
+	return follower, donor, cfg
+}
+
+// grow adds a table and takes a snapshot.
+func grow(t *testing.T, donor *Replica, epoch uint64) {
+	t.Helper()
+	for k := range uint64(3) {
+		fill(t, donor, 10*epoch+k, 30)
+		if _, err := donor.Snapshot(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// idleFollower makes a member that never leads.
+func idleFollower(c *Config) {
+	c.Peers = append(c.Peers, Peer{"m1", "127.0.0.1:1"}, Peer{"m2", "127.0.0.1:2"})
+	c.HeartbeatTimeout, c.LeaderLease = time.Minute, time.Minute
+}
+
+// sendUpTo sends a snapshot up to the cut, and fails once that has arrived but
+// for less than a chunk.
+func (f *fakeLeader) sendUpTo(m *snapshotMeta, source *fakeSource, cut int64) {
+	f.t.Helper()
+	source.cut, source.wait = cut, make(chan struct{})
+	ended := make(chan error, 1)
+	go func() { ended <- f.send(m, source) }()
+	await(f.t, "what was sent is staged", func() bool {
+		return stagedBytes(f.t, f.target.cfg.DataDir) > cut-int64(source.begin)-chunkBytes
+	})
+	close(source.wait)
+	if err := <-ended; err == nil {
+		f.t.Fatal("a part of a snapshot was taken")
+	}
+}
+
+func stagedBytes(t *testing.T, dataDir string) (n int64) {
+	t.Helper()
+	for _, info := range staged(t, dataDir) {
+		if info.Name() != stagedList && !strings.HasSuffix(info.Name(), ".tmp") {
+			n += info.Size()
+		}
+	}
+	return n
+}
+
+// staged returns the files that are staged, by path.
+func staged(t *testing.T, dataDir string) map[string]os.FileInfo {
+	t.Helper()
+	files := make(map[string]os.FileInfo)
+	err := filepath.WalkDir(filepath.Join(dataDir, snapshotsDir, stagingName), func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		files[path], err = d.Info()
+		return err
+	})
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func heldBytes(s *fakeSource) (n int64) {
+	for _, k := range s.held {
+		n += k.bytes
+	}
+	return n
+}
+
+// A transfer that is cut off again and again goes on where it was, also when the
+// receiver has started again in between, and loses nothing.
+func TestATransferGoesOnWhereItWasCutOff(t *testing.T) {
+	follower, donor, cfg := tabled(t)
+	leader := newFakeLeader(t, follower, 9)
+	meta, whole := sourceOf(t, donor, -1, nil)
+	size := int64(len(whole.data))
+	const cuts = 12
+	for k := int64(1); k < cuts; k++ {
+		cut := int64(whole.begin) + (size-int64(whole.begin))*k/cuts
+		_, source := sourceOf(t, donor, -1, nil)
+		leader.sendUpTo(meta, source, cut)
+		if source.sent+heldBytes(source) != size-int64(source.begin) {
+			t.Fatalf("%d bytes held and %d to be sent of %d", heldBytes(source), source.sent, size)
+		}
+		if k%3 == 2 {
+			if err := follower.Close(); err != nil {
+				t.Fatal(err)
+			}
+			follower = reopenServed(t, cfg)
+			leader.target = follower
+		}
+	}
+	_, source := sourceOf(t, donor, -1, nil)
+	if err := leader.send(meta, source); err != nil {
+		t.Fatal(err)
+	}
+	if source.sent > size/cuts+chunkBytes {
+		t.Errorf("%d of %d bytes were sent at last", source.sent, size)
+	}
+	if got, want := lastSeq(t, follower), lastSeq(t, donor); got != want {
+		t.Errorf("last seq %d, want %d", got, want)
+	}
+	if st := follower.Status(); st.SnapshotIndex != meta.Raft.Index || st.Receiving != nil {
+		t.Errorf("status %v", st)
+	}
+	names, err := follower.cfg.FS.List(follower.snapshots.dir)
+	if err != nil || len(names) != 1 {
+		t.Errorf("the snapshots' directory holds %v, %v", names, err)
+	}
+	if got := follower.transport.transfers.resumed.Load(); got < heldBytes(source) {
+		t.Errorf("%d bytes are counted as resumed, %d were", got, heldBytes(source))
+	}
+}
+
+// A leader that has taken a later snapshot meanwhile sends only what is not in
+// the one before.
+func TestATransferOfALaterSnapshotGoesOn(t *testing.T) {
+	follower, donor, _ := tabled(t)
+	leader := newFakeLeader(t, follower, 9)
+	meta, source := sourceOf(t, donor, -1, nil)
+	leader.sendUpTo(meta, source, int64(len(source.data))-10)
+	before := tablesOf(source)
+	grow(t, donor, 2)
+	later, source := sourceOf(t, donor, -1, nil)
+	if later.Raft.Index == meta.Raft.Index {
+		t.Fatal("no later snapshot")
+	}
+	var common int64
+	for path, f := range tablesOf(source) {
+		if before[path] == f {
+			common += f.Size
+		}
+	}
+	if common == 0 {
+		t.Fatal("the snapshots have no table in common")
+	}
+	if err := leader.send(later, source); err != nil {
+		t.Fatal(err)
+	}
+	if held := heldBytes(source); held < common-chunkBytes-10 {
+		t.Errorf("%d bytes were held, %d are the same", held, common)
+	}
+	if got, want := lastSeq(t, follower), lastSeq(t, donor); got != want {
+		t.Errorf("last seq %d, want %d", got, want)
+	}
+}
+
+func tablesOf(s *fakeSource) map[string]streamFile {
+	tables := make(map[string]streamFile)
+	for _, f := range s.files {
+		if hasTableSuffix(f.Path) {
+			tables[f.Path] = f
+		}
+	}
+	return tables
+}
+
+// What a restart finds staged may be damaged or older than its list says. It is
+// found out, and sent again.
+func TestDamageOfWhatIsStagedIsNoticed(t *testing.T) {
+	const seed = 11
+	rng := rand.New(rand.NewPCG(seed, seed))
+	_, donor, _ := tabled(t)
+	for round := range 8 {
+		t.Run(fmt.Sprintf("seed %d round %d", seed, round), func(t *testing.T) {
+			follower, cfg, _ := single(t, idleFollower)
+			leader := newFakeLeader(t, follower, 9)
+			meta, source := sourceOf(t, donor, -1, nil)
+			body := int64(len(source.data) - source.begin)
+			leader.sendUpTo(meta, source, int64(source.begin)+body/2+rng.Int64N(body/2))
+			if err := follower.Close(); err != nil {
+				t.Fatal(err)
+			}
+			damageStaged(t, cfg.DataDir, rng)
+			follower = reopenServed(t, cfg)
+			leader.target = follower
+			tries := 0
+			for ; tries < 3; tries++ {
+				_, source := sourceOf(t, donor, -1, nil)
+				err := leader.send(meta, source)
+				if err == nil {
+					break
+				}
+				if !strings.Contains(err.Error(), "corrupt") {
+					t.Fatal(err)
+				}
+			}
+			if tries > 1 {
+				t.Errorf("%d attempts failed", tries)
+			}
+			if got, want := lastSeq(t, follower), lastSeq(t, donor); got != want {
+				t.Errorf("last seq %d, want %d", got, want)
+			}
+			if err := follower.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if damage := damageOf(t, cfg.DataDir); damage != "" {
+				t.Error(damage)
+			}
+		})
+	}
+}
+
+// damageStaged flips a bit of one of the files.
+func damageStaged(t *testing.T, dataDir string, rng *rand.Rand) {
+	t.Helper()
+	var names []string
+	for name, info := range staged(t, dataDir) {
+		if info.Size() > 0 {
+			names = append(names, name)
+		}
+	}
+	if len(names) < 2 {
+		t.Fatalf("staged: %v", names)
+	}
+	slices.Sort(names)
+	name := names[rng.IntN(len(names))]
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[rng.IntN(len(b))] ^= 1 << rng.IntN(8)
+	if err := os.WriteFile(name, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A sender whose transfer stands still does not keep others out.
+func TestALaterTransferEndsOneThatStandsStill(t *testing.T) {
+	follower, donor, _ := tabled(t)
+	old := newFakeLeader(t, follower, 9)
+	meta, stuck := sourceOf(t, donor, -1, nil)
+	stuck.cut, stuck.wait, stuck.asked = int64(stuck.begin)+2*chunkBytes, make(chan struct{}), make(chan struct{})
+	ended := make(chan error, 1)
+	go func() { ended <- old.send(meta, stuck) }()
+	<-stuck.asked
+	if x := follower.Status().Receiving; x == nil || x.Index != meta.Raft.Index || x.TotalBytes != uint64(len(stuck.data)) {
+		t.Errorf("the status says %v", x)
+	}
+	leader := newFakeLeader(t, follower, 10)
+	if _, err := leader.install(donor, -1, nil); err != nil {
+		t.Fatal(err)
+	}
+	close(stuck.wait)
+	if err := <-ended; err == nil {
+		t.Error("the transfer that stood still succeeded")
+	}
+	if got, want := lastSeq(t, follower), lastSeq(t, donor); got != want {
+		t.Errorf("last seq %d, want %d", got, want)
+	}
+}
+
+// What was staged and not adopted can not be adopted once another transfer began.
+func TestATokenIsOfUseOnce(t *testing.T) {
+	follower, donor, _ := tabled(t)
+	g := &follower.snapshots.staging
+	stage := func() ([]byte, func(), *fakeSource) {
+		_, source := sourceOf(t, donor, -1, nil)
+		token, release, err := stageAll(follower, source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return token, release, source
+	}
+	token, release, _ := stage()
+	if err := g.adopt([]byte("CHSTAGED77"), "tmp-77"); err == nil {
+		t.Error("a token that was never given was taken")
+	}
+	release()
+	if err := g.adopt(token, "tmp-77"); err == nil {
+		t.Error("a token was taken after its transfer")
+	}
+	token, release, source := stage()
+	defer release()
+	if source.sent != 0 {
+		t.Errorf("%d bytes were sent again", source.sent)
+	}
+	if err := g.adopt(token, "tmp-78"); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.adopt(token, "tmp-79"); err == nil {
+		t.Error("a token was taken twice")
+	}
+}
+
+// stageAll gives a member a snapshot as the transport does.
+func stageAll(r *Replica, source *fakeSource) (token []byte, release func(), err error) {
+	var rest io.Reader
+	in := &lateReader{first: bytes.NewReader(source.head()), next: func() io.Reader { return rest }}
+	return r.snapshots.staging.stage(in, int64(len(source.data)), func(held []heldFile, _ int64) (err error) {
+		rest, err = source.after(held)
+		return err
+	})
+}
+
+// lateReader reads first, then what next returns.
+type lateReader struct {
+	first io.Reader
+	next  func() io.Reader
+}
+
+func (r *lateReader) Read(p []byte) (int, error) {
+	n, err := r.first.Read(p)
+	if n == 0 && errors.Is(err, io.EOF) {
+		return r.next().Read(p)
+	}
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return n, err
+}
+
+// A snapshot for which there is no room is refused before it is sent.
+func TestASnapshotLeavesTheReserve(t *testing.T) {
+	donor, _, _ := single(t, nil)
+	awaitOwner(t, donor)
+	fill(t, donor, 1, 10)
+	if _, err := donor.Snapshot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	follower, _, _ := single(t, func(c *Config) {
+		idleFollower(c)
+		c.DiskReserveBytes = 1 << 60
+	})
+	leader := newFakeLeader(t, follower, 9)
+	meta, source := sourceOf(t, donor, -1, nil)
+	err := leader.send(meta, source)
+	if refused := refusal.FromError(errors.Unwrap(err)); refused == nil || !errors.Is(refused, refusal.ErrDiskFull) || !strings.Contains(err.Error(), "give the member a larger disk") {
+		t.Errorf("got %v", err)
+	}
+	if source.sent != 0 {
+		t.Errorf("%d bytes were to be sent", source.sent)
+	}
+}
+
+// Ten thousand instruments with fifteen tables each can be listed; more than a
+// receiver takes are refused by the sender.
+func TestSnapshotOfManyFiles(t *testing.T) {
+	h := &streamHeader{Version: streamVersion, Cluster: "test", Shard: "s1", ID: "9-123456789-1790000000000"}
+	for i := range 10_000 {
+		for k := range 15 {
+			h.Files = append(h.Files, streamFile{Path: fmt.Sprintf("%032x/%06d.sst", i, k), Size: 1 << 30, CRC: 1<<32 - 1})
+		}
+	}
+	b, err := h.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, n, err := readStreamHeader(strings.NewReader(string(b)))
+	if err != nil || n != int64(len(b)) || !slices.Equal(got.Files, h.Files) {
+		t.Fatalf("%d files of %d in %d of %d bytes, %v", len(got.Files), len(h.Files), n, len(b), err)
+	}
+	h.Files = make([]streamFile, streamFilesMax+1)
+	if _, err := h.encode(); err == nil || !strings.Contains(err.Error(), "divide the shard") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A receiver that claims what can not be is not believed.
+func TestClaimsOfAReceiverAreChecked(t *testing.T) {
+	_, donor, _ := tabled(t)
+	newest, err := donor.snapshots.newest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, held := range map[string][]heldFile{
+		"beyond the list": {{1 << 20, 1}}, "beyond the file": {{0, 1 << 40}}, "negative": {{0, -1}}, "order": {{1, 1}, {0, 1}}, "twice": {{0, 1}, {0, 1}},
+	} {
+		_, r, err := donor.snapshots.Open(newest.Raft.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.(snapshotSource).after(held); err == nil {
+			t.Errorf("%s: it was believed", name)
+		}
+		r.Close()
+	}
+}
+
+// bigReceiver holds many files and takes what is sent.
+type bigReceiver struct {
+	held []heldFile
+	got  int64
+}
+
+func (r *bigReceiver) has(uint64, uint64) (bool, error) { return false, nil }
+func (r *bigReceiver) installed(uint64, uint64)         {}
+func (r *bigReceiver) stage(in io.Reader, size int64, want func([]heldFile, int64) error) ([]byte, func(), error) {
+	if _, err := io.CopyN(io.Discard, in, 12); err != nil {
+		return nil, nil, err
+	}
+	if err := want(r.held, 7); err != nil {
+		return nil, nil, err
+	}
+	n, err := io.CopyN(io.Discard, in, size-12)
+	r.got = n
+	return []byte("token"), func() {}, err
+}
+
+type bigSource struct {
+	io.Reader
+	size int64
+	held []heldFile
+}
+
+func (s *bigSource) head() []byte { return make([]byte, 12) }
+func (s *bigSource) after(held []heldFile) (io.Reader, error) {
+	s.held = held
+	return io.LimitReader(zeros{}, s.size-12), nil
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// The list of what is held comes in as many messages as it needs, and what is
+// sent takes the time that the pace asks for.
+func TestTransferIsPacedAndItsListPaged(t *testing.T) {
+	to, _ := serve(t, TransportOptions{})
+	answer(t, to, func(any) any { return &raft.InstallSnapshotResponse{Term: 3, Success: true} })
+	receiver := new(bigReceiver)
+	for i := range 2*heldPage + 5 {
+		receiver.held = append(receiver.held, heldFile{i, int64(i)})
+	}
+	to.setReceiver(receiver)
+	from, _ := serve(t, TransportOptions{SnapshotBytesPerSecond: 4 << 20})
+	source := &bigSource{size: 3 << 20}
+	began := time.Now()
+	var resp raft.InstallSnapshotResponse
+	err := from.InstallSnapshot("m1", to.LocalAddr(), &raft.InstallSnapshotRequest{RPCHeader: header(from), Term: 3, LastLogIndex: 9, Size: source.size}, &resp, source)
+	if err != nil || !resp.Success {
+		t.Fatalf("%+v, %v", resp, err)
+	}
+	// The first chunk may be sent at once.
+	if took, least := time.Since(began), (source.size-snapshotChunkBytes)*int64(time.Second)/(4<<20); int64(took) < least {
+		t.Errorf("%d bytes took %v", source.size, took)
+	}
+	if !slices.Equal(source.held, receiver.held) || receiver.got != source.size-12 {
+		t.Errorf("%d of %d files are known as held, %d bytes came", len(source.held), len(receiver.held), receiver.got)
+	}
+	if err := from.InstallSnapshot("m1", to.LocalAddr(), &raft.InstallSnapshotRequest{Size: 1}, &resp, strings.NewReader("x")); !errors.Is(err, errSnapshotSource) {
+		t.Errorf("got %v", err)
+	}
+	c := Config{Transport: TransportOptions{SnapshotBytesPerSecond: 100}}
+	if err := c.checkTimeouts(); err == nil || !strings.Contains(err.Error(), "SnapshotBytesPerSecond 100") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// reopenServed opens a member again, at another address.
+func reopenServed(t *testing.T, cfg Config) *Replica {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Address = l.Addr().String()
+	r := reopen(t, cfg)
+	s := grpc.NewServer(grpc.MaxRecvMsgSize(grpcMessageBytesMax))
+	r.Transport().Register(s)
+	go s.Serve(l)
+	t.Cleanup(s.Stop)
+	return r
+}
