@@ -4,12 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/countinghouse/countinghouse/exchange/rebuild"
+	"github.com/countinghouse/countinghouse/record"
 )
 
 // knownState is what the state file holds: JSON, so that an operator can read it.
@@ -28,6 +30,8 @@ type knownState struct {
 	// Dropped is how many records the policy Drop has cost, as last noted. Above
 	// zero, what outbox and stores hold is no whole history any more.
 	Dropped uint64 `json:"dropped,omitempty"`
+	// CRC32C is that of the file with an empty string here, 8 hexadecimal digits.
+	CRC32C string `json:"crc32c"`
 
 	path    string
 	checked bool
@@ -58,7 +62,19 @@ func loadState(outboxDir, cluster string) (*knownState, error) {
 	case read.Cluster != cluster:
 		return nil, fmt.Errorf("state file %s: belongs to cluster %q, this is %q: name another outbox directory", s.path, read.Cluster, cluster)
 	}
+	if want, err := read.checksum(); err != nil || want != read.CRC32C {
+		return nil, fmt.Errorf("state file %s: %w: its CRC32C is %s, it says %q; remove it to start without the comparison, "+
+			"but not after the machine went down: without it the exchange may start without asking the stores", s.path, record.ErrCorrupt, want, read.CRC32C)
+	}
 	return &read, nil
+}
+
+// checksum returns the CRC32C of the state.
+func (s *knownState) checksum() (string, error) {
+	bare := *s
+	bare.CRC32C = ""
+	b, err := json.MarshalIndent(&bare, "", "  ")
+	return fmt.Sprintf("%08x", crc32.Checksum(b, record.Castagnoli)), err
 }
 
 // whole reports a history that records were dropped from, which no start can
@@ -75,6 +91,10 @@ func (s *knownState) whole(outboxDir string) error {
 // store replaces the state file: either the old or the new one is there, whole,
 // at any instant.
 func (s *knownState) store() error {
+	var err error
+	if s.CRC32C, err = s.checksum(); err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
 	b, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
