@@ -81,7 +81,13 @@ func (s *syncBuffer) String() string {
 // newCluster starts n voters that own the instruments A, B and C.
 func newCluster(t testing.TB, n int, change func(*replica.Config)) *cluster {
 	t.Helper()
-	c := &cluster{t: t, dir: t.TempDir(), logs: new(syncBuffer), change: change}
+	return newClusterOf(t, n, storagenode.Options{}, change)
+}
+
+// newClusterOf starts voters whose servers have the options.
+func newClusterOf(t testing.TB, n int, o storagenode.Options, change func(*replica.Config)) *cluster {
+	t.Helper()
+	c := &cluster{t: t, dir: t.TempDir(), logs: new(syncBuffer), options: o, change: change}
 	t.Cleanup(func() {
 		for _, m := range c.members {
 			m.stop()

@@ -61,8 +61,11 @@ type pendingBatch struct {
 // bounds how many are on their way; when it is full, the stream's flow control
 // holds the client back.
 func (i *ingest) Append(stream grpc.BidiStreamingServer[storagepb.AppendRequest, storagepb.AppendResponse]) error {
-	i.server.metrics.appendStreams.Inc()
-	defer i.server.metrics.appendStreams.Dec()
+	leave, err := i.server.enterAppend()
+	if err != nil {
+		return err
+	}
+	defer leave()
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	pending := make(chan *pendingBatch, i.server.opts.AppendWindow)

@@ -6,6 +6,12 @@ type metrics struct {
 	batches        *prometheus.CounterVec
 	records        prometheus.Counter
 	appendStreams  prometheus.Gauge
+	appendsRefused prometheus.Counter
+	connections    prometheus.Gauge
+	readersEnded   prometheus.Counter
+
+	connectionsRefused prometheus.Counter
+
 	appendSeconds  prometheus.Histogram
 	queries        *prometheus.GaugeVec
 	queriesRefused prometheus.Counter
@@ -23,6 +29,18 @@ func newMetrics() *metrics {
 		}),
 		appendStreams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "append_streams", Help: "Append streams that are open.",
+		}),
+		appendsRefused: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "append_streams_refused_total", Help: "Append streams refused because too many were open.",
+		}),
+		connections: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "connections", Help: "Connections that are open.",
+		}),
+		connectionsRefused: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "connections_refused_total", Help: "Connections closed at once because too many were open.",
+		}),
+		readersEnded: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "readers_ended_total", Help: "Streams ended because their client took nothing of what it was sent.",
 		}),
 		appendSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "append_seconds",
@@ -44,5 +62,6 @@ func newMetrics() *metrics {
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.batches, m.records, m.appendStreams, m.appendSeconds, m.queries, m.queriesRefused, m.recordsRead,
+		m.appendsRefused, m.connections, m.connectionsRefused, m.readersEnded,
 	}
 }

@@ -181,11 +181,7 @@ func TestTailOfALeaderEndsWithItsLeadership(t *testing.T) {
 }
 
 func TestQueriesAreLimited(t *testing.T) {
-	c := newCluster(t, 1, nil)
-	c.options = storagenode.Options{QueriesMax: 2}
-	c.members[0].stop()
-	c.members[0].restart()
-	m := c.leader()
+	m := newClusterOf(t, 1, storagenode.Options{QueriesMax: 2}, nil).leader()
 	var cancels []context.CancelFunc
 	for range 2 {
 		_, _, cancel := follow(t, m, &storagepb.TailRequest{Instrument: "A"})

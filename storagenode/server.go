@@ -44,6 +44,17 @@ type Options struct {
 	AppendWindow int
 	// QueriesMax bounds the Get, Scan, Tail and Verify calls at a time; default 256.
 	QueriesMax int
+	// AppendStreamsMax bounds the Append streams at a time; default 256.
+	AppendStreamsMax int
+	// ConnectionsMax bounds the connections at a time, those of the shard's other
+	// members among them; more are closed at once. Default 4096.
+	ConnectionsMax int
+	// StreamsMax bounds the calls at a time of one connection; the client waits.
+	// Default 1024.
+	StreamsMax uint32
+	// ReaderTimeout is after how long a client that takes nothing of what it is sent
+	// loses its stream; default 1 min.
+	ReaderTimeout time.Duration
 	// ChunkBytes is the size in bytes of a Records message; default 1 MiB.
 	ChunkBytes int
 	// Version is what Status reports as the node's build.
@@ -56,6 +67,18 @@ func (o Options) withDefaults() Options {
 	}
 	if o.QueriesMax <= 0 {
 		o.QueriesMax = 256
+	}
+	if o.AppendStreamsMax <= 0 {
+		o.AppendStreamsMax = 256
+	}
+	if o.ConnectionsMax <= 0 {
+		o.ConnectionsMax = 4096
+	}
+	if o.StreamsMax == 0 {
+		o.StreamsMax = 1024
+	}
+	if o.ReaderTimeout <= 0 {
+		o.ReaderTimeout = time.Minute
 	}
 	if o.ChunkBytes <= 0 {
 		o.ChunkBytes = 1 << 20
@@ -72,6 +95,7 @@ type Server struct {
 	health  *health.Server
 	metrics *metrics
 	queries chan struct{} // a place for each query under way
+	appends chan struct{} // a place for each append stream
 	stop    context.CancelFunc
 	stopped context.Context // ends with Stop
 }
@@ -79,7 +103,10 @@ type Server struct {
 // New returns a server for r, whose services are registered but not yet served.
 func New(r *replica.Replica, o Options) *Server {
 	o = o.withDefaults()
-	s := &Server{opts: o, replica: r, health: health.NewServer(), metrics: newMetrics(), queries: make(chan struct{}, o.QueriesMax)}
+	s := &Server{
+		opts: o, replica: r, health: health.NewServer(), metrics: newMetrics(),
+		queries: make(chan struct{}, o.QueriesMax), appends: make(chan struct{}, o.AppendStreamsMax),
+	}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(s.serverOptions()...)
 	r.Transport().Register(s.grpc)
@@ -101,14 +128,15 @@ func (s *Server) serverOptions() []grpc.ServerOption {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveInterval, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinimum, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(guard.unary),
-		grpc.StreamInterceptor(guard.stream),
+		grpc.MaxConcurrentStreams(s.opts.StreamsMax),
+		grpc.ChainStreamInterceptor(guard.stream, impatient{s.opts.ReaderTimeout, s.metrics}.stream),
 	}
 }
 
 // Serve serves the listener until Stop is called or the listener fails.
 func (s *Server) Serve(l net.Listener) error {
 	go s.reportReadiness()
-	err := s.grpc.Serve(l)
+	err := s.grpc.Serve(&limitedListener{Listener: l, places: make(chan struct{}, s.opts.ConnectionsMax), metrics: s.metrics})
 	if errors.Is(err, grpc.ErrServerStopped) {
 		return nil
 	}

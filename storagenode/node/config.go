@@ -55,6 +55,9 @@ type Config struct {
 	BallastBytes      int64
 	AppendWindow      int
 	QueriesMax        int
+	AppendStreamsMax  int
+	ConnectionsMax    int
+	ReaderTimeout     time.Duration
 
 	MetricsListen string // host:port; empty: no metrics
 	LogLevel      string
@@ -108,6 +111,9 @@ func (c *Config) bindBounds(fs *pflag.FlagSet) {
 	fs.Int64Var(&c.BallastBytes, "ballast-bytes", 16<<20, "size of a file that is given up when the disk is full; negative: none")
 	fs.IntVar(&c.AppendWindow, "append-window", 64, "unanswered batches of one append stream")
 	fs.IntVar(&c.QueriesMax, "queries-max", 256, "queries at a time")
+	fs.IntVar(&c.AppendStreamsMax, "append-streams-max", 256, "append streams at a time")
+	fs.IntVar(&c.ConnectionsMax, "connections-max", 4096, "connections at a time, those of the shard's other members among them")
+	fs.DurationVar(&c.ReaderTimeout, "reader-timeout", time.Minute, "after how long a client that takes nothing of what it is sent loses its stream")
 }
 
 // Default returns the configuration that an empty command line gives.
@@ -217,5 +223,8 @@ func (c *Config) replicaConfig(address string) (replica.Config, error) {
 }
 
 func (c *Config) serverOptions() storagenode.Options {
-	return storagenode.Options{AppendWindow: c.AppendWindow, QueriesMax: c.QueriesMax}
+	return storagenode.Options{
+		AppendWindow: c.AppendWindow, QueriesMax: c.QueriesMax, AppendStreamsMax: c.AppendStreamsMax,
+		ConnectionsMax: c.ConnectionsMax, ReaderTimeout: c.ReaderTimeout,
+	}
 }

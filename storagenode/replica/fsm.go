@@ -27,7 +27,8 @@ type fsm struct {
 	snapshots *snapshotStore
 	log       *slog.Logger
 	fatal     func(error)
-	full      func() // asks for a snapshot; must not block
+	full      func()              // asks for a snapshot; must not block
+	members   func([]raft.Server) // told of each membership that is in force; must not block
 	metrics   *metrics
 
 	live            atomic.Pointer[liveStore]
@@ -105,6 +106,7 @@ func (f *fsm) applyOne(l *raft.Log) any {
 	}
 	if l.Type == raft.LogConfiguration {
 		f.membershipIndex.Store(l.Index)
+		f.members(raft.DecodeConfiguration(l.Data).Servers)
 		return nil
 	}
 	f.bytes += int64(len(l.Data))

@@ -95,12 +95,16 @@ func (r *Replica) SetOwned(ctx context.Context, instruments []record.Symbol) err
 	return err
 }
 
+// proposalBytesMin is what a proposal counts for at least.
+const proposalBytesMin = 1 << 10
+
 func (r *Replica) propose(ctx context.Context, entry raft.Log) *Proposal {
 	if err := r.mayPropose(); err != nil {
 		return &Proposal{r: r, err: err}
 	}
-	// A batch larger than the whole budget is let through alone.
-	bytes := min(int64(len(entry.Data)), r.budget)
+	// A batch larger than the whole budget is let through alone. What Raft keeps of
+	// a small entry is more than its data.
+	bytes := min(max(int64(len(entry.Data)), proposalBytesMin), r.budget)
 	if err := r.inFlight.Acquire(ctx, bytes); err != nil {
 		return &Proposal{r: r, err: err}
 	}

@@ -203,7 +203,7 @@ func (r *Replica) openStore() error {
 	r.snapshots.reserve = r.cfg.DiskReserveBytes
 	r.fsm = &fsm{
 		fs: fs, dataDir: r.cfg.DataDir, options: r.storeOptions(), snapshots: r.snapshots, log: r.cfg.Logger,
-		fatal: r.fatal, full: r.wantSnapshot, metrics: r.metrics, bytesMax: r.cfg.SnapshotBytes,
+		fatal: r.fatal, full: r.wantSnapshot, members: r.forgetOthers, metrics: r.metrics, bytesMax: r.cfg.SnapshotBytes,
 		changed: make(chan struct{}),
 	}
 	name, err := currentStore(fs, r.cfg.DataDir)
@@ -340,6 +340,15 @@ func (r *Replica) Cluster() string { return r.cfg.Cluster }
 
 // Shard returns the name of the shard.
 func (r *Replica) Shard() string { return r.cfg.Shard }
+
+// forgetOthers closes the connections to who is no member any more.
+func (r *Replica) forgetOthers(members []raft.Server) {
+	addresses := make(map[raft.ServerAddress]bool, len(members))
+	for _, m := range members {
+		addresses[m.Address] = true
+	}
+	r.transport.retain(addresses)
+}
 
 // wantSnapshot asks for a snapshot soon; asking twice is the same as once.
 func (r *Replica) wantSnapshot() {

@@ -776,3 +776,16 @@ func FuzzStreamHeader(f *testing.F) {
 		}
 	})
 }
+
+// A proposal without data counts, too: its number is bounded with its bytes.
+func TestSmallProposalsCount(t *testing.T) {
+	r, _, _ := single(t, nil)
+	awaitOwner(t, r)
+	p := r.propose(t.Context(), openCommand(record.MustSymbol("A"), 5))
+	if p.bytes != proposalBytesMin {
+		t.Errorf("it counts for %d bytes", p.bytes)
+	}
+	if _, err := p.wait(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -263,6 +263,18 @@ func (t *Transport) dialOptions() []grpc.DialOption {
 	}, t.opts.DialOptions...)
 }
 
+// retain closes the connections to all addresses but those.
+func (t *Transport) retain(members map[raft.ServerAddress]bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for a, p := range t.peers {
+		if !members[a] {
+			p.conn.Close()
+			delete(t.peers, a)
+		}
+	}
+}
+
 // Conn returns the connection to the node at address, for calls to its other
 // services. The transport owns it. The context of such calls must come from
 // WithIdentity.

@@ -1,0 +1,138 @@
+package storagenode_test
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/countinghouse/countinghouse/storagenode"
+	"github.com/countinghouse/countinghouse/storagenode/refusal"
+	"github.com/countinghouse/countinghouse/storagenode/storagepb"
+)
+
+// limited returns the only member of a shard, whose server has the options.
+func limited(t *testing.T, o storagenode.Options) *member {
+	t.Helper()
+	return newClusterOf(t, 1, o, nil).leader()
+}
+
+// value returns one of the member's metrics, summed over its labels.
+func value(t *testing.T, m *member, name string) (sum float64) {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(m.running.Load().server)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			for _, x := range f.Metric {
+				sum += x.GetGauge().GetValue() + x.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+// A client that takes nothing of what it asked for gives its place, and the store
+// that it reads, back.
+func TestAReaderThatTakesNothingLosesItsStream(t *testing.T) {
+	m := limited(t, storagenode.Options{ReaderTimeout: 200 * time.Millisecond, QueriesMax: 1, ChunkBytes: 64 << 10})
+	write(t, m, "A", 1, 20000, 1000)
+	stream, err := m.query().Scan(testContext(t), &storagepb.ScanRequest{Instrument: "A"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is under way", func() bool { return value(t, m, "storagenode_server_queries") == 1 })
+	eventually(t, "its place is free", func() bool {
+		got, err := scan(t, m, &storagepb.ScanRequest{Instrument: "A", ToSeq: 1})
+		return err == nil && len(got) == 128
+	})
+	eventually(t, "the end of its stream is counted", func() bool { return value(t, m, "storagenode_server_readers_ended_total") == 1 })
+	for err == nil { // what was on its way comes yet
+		_, err = stream.Recv()
+	}
+	wantRefusal(t, err, refusal.ErrOverloaded)
+	// One that reads slowly keeps its stream.
+	slow, err := m.query().Scan(testContext(t), &storagepb.ScanRequest{Instrument: "A"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bytes := 0
+	for bytes < 20000*128 {
+		r, err := slow.Recv()
+		if err != nil {
+			t.Fatalf("after %d bytes: %v", bytes, err)
+		}
+		if bytes += len(r.Data); bytes%(512<<10) == 0 {
+			time.Sleep(50 * time.Millisecond) // a reader that works on what it got
+		}
+	}
+}
+
+// A writer that does not read its answers is ended, too, and what it sent is
+// stored once.
+func TestAWriterThatTakesNoAnswersLosesItsStream(t *testing.T) {
+	m := limited(t, storagenode.Options{ReaderTimeout: 200 * time.Millisecond})
+	epoch := open(t, m, "A", 1).Epoch
+	stream, err := m.ingest().Append(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := make(chan uint64)
+	go func() {
+		seq := uint64(1)
+		for ; stream.Send(&storagepb.AppendRequest{Batch: batch(t, "A", epoch, seq, 1)}) == nil; seq++ {
+		}
+		sent <- seq
+	}()
+	eventually(t, "its stream is ended", func() bool { return value(t, m, "storagenode_server_readers_ended_total") == 1 })
+	for err == nil { // what was on its way comes yet
+		_, err = stream.Recv()
+	}
+	seq := <-sent
+	wantRefusal(t, err, refusal.ErrOverloaded)
+	if last := open(t, m, "A", epoch+1).LastSeq; last == 0 || last >= seq {
+		t.Errorf("last seq %d, %d batches were sent", last, seq)
+	}
+}
+
+func TestAppendStreamsAndConnectionsAreLimited(t *testing.T) {
+	m := limited(t, storagenode.Options{AppendStreamsMax: 1, ConnectionsMax: 3})
+	first, err := m.ingest().Append(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the stream is open", func() bool { return value(t, m, "storagenode_server_append_streams") == 1 })
+	second, err := m.ingest().Append(testContext(t))
+	if err == nil {
+		_, err = second.Recv()
+	}
+	wantRefusal(t, err, refusal.ErrOverloaded)
+	if err := first.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "there is a place again", func() bool { return value(t, m, "storagenode_server_append_streams") == 0 })
+
+	var conns []net.Conn
+	for range 6 {
+		conn, err := net.Dial("tcp", m.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conns = append(conns, conn)
+	}
+	eventually(t, "connections are refused", func() bool { return value(t, m, "storagenode_server_connections_refused_total") > 0 })
+	if n := value(t, m, "storagenode_server_connections"); n > 3 {
+		t.Errorf("%v connections are open", n)
+	}
+	for _, conn := range conns {
+		conn.Close()
+	}
+	eventually(t, "there is a place again", func() bool { return value(t, m, "storagenode_server_connections") <= 1 })
+	write(t, m, "B", 1, 10, 1)
+}
