@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/countinghouse/countinghouse/exchange/core"
 	"github.com/countinghouse/countinghouse/exchange/gateway"
 	"github.com/countinghouse/countinghouse/exchange/order"
 	"github.com/countinghouse/countinghouse/record"
@@ -61,6 +62,9 @@ type Config struct {
 	// HistoryCut says that they do not count. It has no effect on a whole history,
 	// but that the state file is not looked at.
 	AcceptLoss bool
+	// LiveOrdersMax is how many orders may rest in one book; default
+	// core.DefaultLiveOrdersMax. Above it orders that would rest are refused.
+	LiveOrdersMax int
 	// StorageWait is how long Open waits for shards without which it cannot
 	// start. Default 30 s.
 	StorageWait time.Duration
@@ -136,6 +140,7 @@ func (c *Config) complete() error {
 		return fmt.Errorf("%w: %w", ErrConfig, err)
 	}
 	c.OutboxDir = filepath.Clean(c.OutboxDir)
+	setDefault(&c.LiveOrdersMax, core.DefaultLiveOrdersMax)
 	setDefault(&c.HeadroomRecords, min(gateway.DefaultHeadroomRecords, c.segmentRecords()/2))
 	setDefault(&c.Delivery.BatchRecords, 100)
 	setDefault(&c.Delivery.Linger, 10*time.Millisecond)
@@ -194,6 +199,8 @@ func (c *Config) check() error {
 	case len(c.Instruments.Instruments) > c.readyRecords():
 		return fmt.Errorf("SegmentRecords: %d: a settlement writes a record for each of %d instruments at once, which must fit into %d files: use at least %d",
 			c.segmentRecords(), len(c.Instruments.Instruments), aheadSegments, (len(c.Instruments.Instruments)+aheadSegments-1)/aheadSegments)
+	case c.LiveOrdersMax < 0:
+		return fmt.Errorf("LiveOrdersMax: %d; use 1 or more", c.LiveOrdersMax)
 	case c.HeadroomRecords > c.segmentRecords():
 		return fmt.Errorf("HeadroomRecords: %d is more than the %d records of one of the outbox's files", c.HeadroomRecords, c.segmentRecords())
 	case c.Policy != gateway.Reject && c.Policy != gateway.Drop:

@@ -389,6 +389,7 @@ func (r *recovery) enter(b *rebuild.Rebuilder) error {
 	if err != nil {
 		return err
 	}
+	ex.SetLiveOrdersMax(r.config.LiveOrdersMax)
 	clock := r.clock(r.latest)
 	if err := r.list(ex, clock); err != nil {
 		return err

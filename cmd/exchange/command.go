@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/countinghouse/countinghouse/exchange"
+	"github.com/countinghouse/countinghouse/exchange/core"
 	"github.com/countinghouse/countinghouse/exchange/gateway"
 	"github.com/countinghouse/countinghouse/exchange/order"
 	"github.com/countinghouse/countinghouse/storagenode/client"
@@ -37,6 +38,7 @@ type flags struct {
 	listen, metricsListen                string
 	quota, policy, preset                string
 	segmentRecords, headroomRecords      int
+	liveOrdersMax                        int
 	batchSize, window                    int
 	linger                               time.Duration
 	init, acceptLoss                     bool
@@ -103,6 +105,7 @@ func (f *flags) bind(cmd *cobra.Command) {
 	fs.StringVar(&f.quota, "quota", "1GiB", "bound of the outbox's files, in bytes or with KiB, MiB, GiB or TiB")
 	fs.StringVar(&f.policy, "policy", gateway.Reject.String(), "when the quota is used up: reject orders, or drop their records; drop gives up rebuild and restart, it is for simulators")
 	fs.IntVar(&f.segmentRecords, "segment-records", 0, "records in one file of the outbox, a multiple of 32, fixed at its creation (default 65536)")
+	fs.IntVar(&f.liveOrdersMax, "live-orders-max", core.DefaultLiveOrdersMax, "orders that may rest in one book")
 	fs.IntVar(&f.headroomRecords, "headroom-records", 0, "part of the quota that orders leave to cancels, money and control (default 4096)")
 	fs.StringVar(&f.preset, "preset", "default", "delivery settings: default (100 records, 10ms) or production (1000 records, 5ms)")
 	fs.IntVar(&f.batchSize, "batch-size", 0, "records in a batch (default: the preset's)")
@@ -122,7 +125,7 @@ func (f *flags) bind(cmd *cobra.Command) {
 // config reads the files and checks the flags.
 func (f *flags) config(cmd *cobra.Command, log *slog.Logger) (exchange.Config, error) {
 	c := exchange.Config{
-		OutboxDir: f.outbox, SegmentRecords: f.segmentRecords, HeadroomRecords: f.headroomRecords, Init: f.init, AcceptLoss: f.acceptLoss,
+		OutboxDir: f.outbox, SegmentRecords: f.segmentRecords, HeadroomRecords: f.headroomRecords, LiveOrdersMax: f.liveOrdersMax, Init: f.init, AcceptLoss: f.acceptLoss,
 		StorageWait: f.storageWait, DrainWait: f.drainWait, CloseWait: f.closeWait, StateEvery: f.stateEvery,
 		Log: log, Progress: logProgress(log),
 	}

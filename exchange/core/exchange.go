@@ -21,6 +21,8 @@ type Exchange struct {
 	lastOrderID uint64
 	lastTradeID uint64
 	day         uint32 // yyyymmdd settled last
+
+	liveOrdersMax int // in one book
 	// held are the last seqs of streams whose instrument is not listed any more:
 	// its listing stood behind a cut.
 	held map[record.Symbol]uint64
@@ -60,8 +62,18 @@ func empty() *Exchange {
 		bySymbol: make(map[record.Symbol]*market),
 		held:     make(map[record.Symbol]uint64),
 		accounts: gateway.Stream{Symbol: accountSymbol},
+
+		liveOrdersMax: DefaultLiveOrdersMax,
 	}
 }
+
+// DefaultLiveOrdersMax is how many orders may rest in one book. An order takes 72
+// bytes, its place in the index of ids 32 to 64.
+const DefaultLiveOrdersMax = 1 << 20
+
+// SetLiveOrdersMax sets how many orders may rest in one book. What rests already
+// stays. It does not bound a replay, which repeats what was accepted.
+func (e *Exchange) SetLiveOrdersMax(n int) { e.liveOrdersMax = n }
 
 // Gateway returns the gateway that the exchange writes through.
 func (e *Exchange) Gateway() *gateway.Gateway { return e.gw }

@@ -256,12 +256,22 @@ type Totals struct {
 	Trades    uint64
 	Published uint64 // Global of the last record
 	Gateway   gateway.Stats
+
+	Accounts    int
+	Instruments int
+	LiveOrders  int // in all books
 }
 
 // Totals returns the counters; all zero without an exchange.
 func (r *Router) Totals() (t Totals) {
 	r.do(func(_ int64, e *Exchange) {
-		t = Totals{Orders: e.lastOrderID, Trades: e.lastTradeID, Published: e.published(), Gateway: e.gw.Stats()}
+		t = Totals{
+			Orders: e.lastOrderID, Trades: e.lastTradeID, Published: e.published(), Gateway: e.gw.Stats(),
+			Accounts: e.ledger.Len(), Instruments: len(e.markets),
+		}
+		for _, m := range e.markets {
+			t.LiveOrders += m.orders.count
+		}
 	})
 	return t
 }

@@ -121,6 +121,9 @@ func (s *script) run(f []string) string {
 	case "room":
 		s.sink.room = num[int](s.t, f[1])
 		return ""
+	case "live":
+		s.e.SetLiveOrdersMax(num[int](s.t, f[1]))
+		return ""
 	case "left":
 		s.sink.last = s.sink.Published() + num[uint64](s.t, f[1])
 		return ""

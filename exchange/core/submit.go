@@ -86,6 +86,9 @@ func (e *Exchange) admit(m *market, d *order.Order, fault risk.Reason) risk.Reas
 	if r := risk.Funds(e.ledger.Account(d.AccountIndex), d.Offset, d.FrozenMargin+d.FrozenFee); r != risk.OK {
 		return r
 	}
+	if d.TimeInForce == record.GFD && m.orders.count >= e.liveOrdersMax {
+		return risk.BookFull
+	}
 	return e.begin(m, d)
 }
 

@@ -72,6 +72,9 @@ const (
 	// BadTerms: an instrument's terms cannot be traded on, or cannot take the
 	// place of those it is listed with.
 	BadTerms
+	// BookFull: the instrument has as many live orders as are kept. Orders that do
+	// not rest (IOC, FOK, market) and cancels are taken.
+	BookFull
 	// BacklogFull: the outbox has no room for what the request may produce;
 	// storage is behind. Nothing was matched.
 	BacklogFull
@@ -105,6 +108,7 @@ var names = [reasonLimit]struct{ name, message string }{
 	BadDay:              {"bad-day", "the settlement day is not a date (yyyymmdd) after the day settled last"},
 	BadPrices:           {"bad-prices", "every listed instrument needs one settlement price within its daily limits"},
 	BadTerms:            {"bad-terms", "the instrument's terms cannot be traded on, or cannot replace those it has"},
+	BookFull:            {"book-full", "the instrument has as many live orders as are kept; only orders that do not rest are taken"},
 	BacklogFull:         {"backlog-full", "the outbox has no room left; storage is behind, try again later"},
 	Unavailable:         {"unavailable", "the exchange is starting or stopping"},
 }

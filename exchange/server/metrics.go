@@ -79,6 +79,9 @@ var (
 	outboxFilesDesc  = desc("outbox_segments", "The outbox's files.")
 	quotaRefusedDesc = desc("outbox_quota_refused_total", "Reservations refused because of the quota.")
 	roomRefusedDesc  = desc("outbox_room_refused_total", "Reservations refused because the next file was not ready.")
+	accountsDesc     = desc("accounts", "Accounts that are open.")
+	instrumentsDesc  = desc("instruments", "Instruments that are listed.")
+	liveOrdersDesc   = desc("live_orders", "Orders that rest in all books.")
 	waitsDesc        = desc("durable_waits", "Requests that wait for durability.")
 	subscribersDesc  = desc("subscribers", "Books and Executions streams that are open.")
 )
@@ -88,6 +91,7 @@ func (g gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		ordersDesc, tradesDesc, publishedDesc, droppedDesc, backlogDesc, outboxFreeDesc, outboxUsedDesc,
 		outboxFilesDesc, quotaRefusedDesc, roomRefusedDesc, waitsDesc, subscribersDesc,
+		accountsDesc, instrumentsDesc, liveOrdersDesc,
 	} {
 		ch <- d
 	}
@@ -111,6 +115,9 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 		{outboxFilesDesc, prometheus.GaugeValue, float64(st.Outbox.Segments)},
 		{quotaRefusedDesc, prometheus.CounterValue, float64(st.Outbox.RefusedQuota)},
 		{roomRefusedDesc, prometheus.CounterValue, float64(st.Outbox.RefusedRoom)},
+		{accountsDesc, prometheus.GaugeValue, float64(st.Core.Accounts)},
+		{instrumentsDesc, prometheus.GaugeValue, float64(st.Core.Instruments)},
+		{liveOrdersDesc, prometheus.GaugeValue, float64(st.Core.LiveOrders)},
 		{waitsDesc, prometheus.GaugeValue, float64(g.s.durableWaits.Load())},
 		{subscribersDesc, prometheus.GaugeValue, float64(g.s.subscribers.Load())},
 	} {

@@ -17,6 +17,7 @@ var grpcCodes = map[risk.Reason]codes.Code{
 	risk.UnknownAccount:    codes.NotFound,
 	risk.AccountExists:     codes.AlreadyExists,
 	risk.InsufficientFunds: codes.FailedPrecondition,
+	risk.BookFull:          codes.ResourceExhausted,
 	risk.BacklogFull:       codes.ResourceExhausted,
 	risk.Overloaded:        codes.ResourceExhausted,
 	risk.Unavailable:       codes.Unavailable,

@@ -73,6 +73,8 @@ var samples = []struct {
 	{desc("snapshots_total", "Snapshots persisted."), prometheus.CounterValue, counter(func(m *metrics) *atomic.Uint64 { return &m.snapshots })},
 	{desc("memtable_bytes", "Bytes of all memtables."), prometheus.GaugeValue, func(s *Shard) float64 { return float64(s.memBytes.Load()) }},
 	{desc("open_tables", "Tables mapped into memory."), prometheus.GaugeValue, func(s *Shard) float64 { return float64(s.cache.len()) }},
+	{desc("tables", "Tables of the instruments owned."), prometheus.GaugeValue, func(s *Shard) float64 { n, _ := s.tables(); return float64(n) }},
+	{desc("table_bytes", "Bytes of these tables."), prometheus.GaugeValue, func(s *Shard) float64 { _, n := s.tables(); return float64(n) }},
 	{desc("table_remove_errors_total", "Tables that could not be removed."), prometheus.CounterValue, func(s *Shard) float64 { return float64(s.cache.removeErrors.Load()) }},
 	{desc("instruments", "Instruments owned."), prometheus.GaugeValue, func(s *Shard) float64 { return float64(len(s.owned.Load().sorted)) }},
 	{desc("applied_index", "Raft index applied last."), prometheus.GaugeValue, func(s *Shard) float64 { return float64(s.AppliedIndex()) }},
@@ -83,6 +85,18 @@ var samples = []struct {
 		}
 		return 0
 	}},
+}
+
+// tables counts the tables of all instruments, and their bytes.
+func (s *Shard) tables() (n int, bytes int64) {
+	for _, in := range s.owned.Load().sorted {
+		v := in.view.Load()
+		n += len(v.tables)
+		for _, t := range v.tables {
+			bytes += t.meta.size
+		}
+	}
+	return n, bytes
 }
 
 func counter(field func(*metrics) *atomic.Uint64) func(*Shard) float64 {
