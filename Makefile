@@ -21,6 +21,7 @@ demo: build ## trade on one machine while a storage leader is killed, and prove 
 test: ## run every test that needs no cluster, with the race detector where it makes sense
 	$(GO) test -race -timeout 8m ./...
 	$(GO) test -timeout 2m ./storagenode/stablestore
+	$(GO) test -timeout 2m -run TestTenThousand ./storagenode
 
 check: ## formatting, vet, lint, stale generated code
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
