@@ -227,6 +227,34 @@ func TestStoresThatAreNeededAreWaitedFor(t *testing.T) {
 	mustRefuse(t, storageless(config), ErrStores, "machine went down")
 }
 
+// A start that ends before it could note that the machine went down must not
+// make the next one forget it.
+func TestMachineThatWentDownIsNotForgotten(t *testing.T) {
+	config := storageless(testConfig(t, noStorage()))
+	config.StorageWait = 200 * time.Millisecond
+	traded(t, config, 1)
+	w, err := outbox.Open(config.OutboxDir, outbox.Options{Cluster: "test", BootID: "another boot"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	obstacle := statePath(config.OutboxDir) + ".tmp"
+	if err := os.Mkdir(obstacle, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if x, err := Open(t.Context(), config); err == nil || !strings.Contains(err.Error(), obstacle) {
+		t.Fatalf("%v, %v: the state file can not be written", x, err)
+	}
+	if err := os.Remove(obstacle); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		mustRefuse(t, config, ErrStores, "machine went down")
+	}
+}
+
 func TestStateFile(t *testing.T) {
 	config := storageless(testConfig(t, noStorage()))
 	traded(t, config, 1)

@@ -82,27 +82,27 @@ func (r *recovery) openOutbox(startGlobal uint64) error {
 	w, err := outbox.Open(c.OutboxDir, outbox.Options{
 		Cluster: c.Shards.Cluster, SegmentRecords: c.SegmentRecords, QuotaBytes: c.QuotaBytes,
 		AheadSegments: aheadSegments, HeadroomRecords: -1, // the gateway keeps one
-		StartGlobal: startGlobal, Cursors: subscriber.CursorNames(c.Shards),
+		StartGlobal: startGlobal, Cursors: subscriber.CursorNames(c.Shards), BootChanged: r.noteBoot,
 	})
 	if err != nil {
 		return err
 	}
 	r.outbox = w
-	report := w.Recovery()
 	if startGlobal == 0 {
-		r.recovery.Outbox = report
-		r.known.NeedsStores = r.known.NeedsStores || report.BootChanged && !report.Fresh
-	}
-	if r.known.NeedsStores {
-		if err := r.known.store(); err != nil {
-			return err
-		}
+		r.recovery.Outbox = w.Recovery()
 	}
 	if err := dropCursor(c.OutboxDir, claimCursor); err != nil {
 		return err
 	}
 	r.history, err = openHistory(c.OutboxDir, recoveryCursor, c.Shards)
 	return err
+}
+
+// noteBoot notes that the machine went down before the outbox forgets it: a
+// process that ends in between must not leave a start that does not ask.
+func (r *recovery) noteBoot() error {
+	r.known.NeedsStores = true
+	return r.known.store()
 }
 
 // empty reports whether the outbox never held a record.

@@ -47,13 +47,20 @@ func Void(r *record.Record) bool { return r.Type == 0 }
 func (s *segment) checkSlot(i, g uint64) error {
 	r := &s.slots[i]
 	if r.Global != g {
-		return fmt.Errorf("%w: the slot of global %d holds global %d", ErrDamaged, g, r.Global)
+		return fmt.Errorf("%w: offset %d: the slot of global %d holds global %d", ErrDamaged, slotOffset(i), g, r.Global)
 	}
 	if s.checks[i] != checkWord(r) {
-		return fmt.Errorf("%w: the record of global %d is not whole", ErrDamaged, g)
+		return fmt.Errorf("%w: offset %d: the record of global %d is not whole: its check word at offset %d differs",
+			ErrDamaged, slotOffset(i), g, segmentHeader+len(s.slots)*record.Size+int(i)*checkBytes)
 	}
 	if Void(r) {
 		return nil
 	}
-	return r.Check()
+	if err := r.Check(); err != nil {
+		return fmt.Errorf("%w: offset %d: the record of global %d: %w", ErrDamaged, slotOffset(i), g, err)
+	}
+	return nil
 }
+
+// slotOffset returns where slot i lies in its file.
+func slotOffset(i uint64) int64 { return segmentHeader + int64(i)*record.Size }

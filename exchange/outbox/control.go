@@ -152,16 +152,18 @@ func (c *control) writeHeader(h header) error {
 	if h.generation%2 == 0 {
 		off = headerCopyB
 	}
+	storing(stepHeader)
 	copy(c.data[off:], h.encode())
 	c.header = h
 	return c.sync()
 }
 
-func (c *control) sync() error {
-	if err := unix.Msync(c.data, unix.MS_SYNC); err != nil {
-		return fmt.Errorf("outbox: sync %s: %w", c.path, err)
-	}
-	return nil
+func (c *control) sync() error { return syncMap(c.path, c.data) }
+
+// publish sets the counter outside of the trading path.
+func (c *control) publish(global uint64) {
+	storing(stepPublish)
+	c.published.Store(global)
 }
 
 // number returns which segment holds global, and slot where in it.

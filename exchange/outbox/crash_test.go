@@ -31,6 +31,8 @@ func TestMain(m *testing.M) {
 		childWriter()
 	case "echo":
 		childEcho()
+	case "script":
+		childScript()
 	case "lock":
 		childLock()
 	default:

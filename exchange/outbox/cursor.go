@@ -92,9 +92,9 @@ func readCursor(dir, name string) (uint64, error) {
 // ListCursors returns the cursors of the outbox in dir, in order of name. It
 // fails on the first that can not be read.
 func ListCursors(dir string) ([]Cursor, error) {
-	entries, err := os.ReadDir(dir)
+	entries, err := readDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("outbox: %w", err)
+		return nil, err
 	}
 	var cursors []Cursor
 	for _, e := range entries {
@@ -130,7 +130,7 @@ func RemoveCursor(dir, name string) error {
 		return err
 	}
 	defer f.Close()
-	if err := os.Remove(f.Name()); err != nil {
+	if err := remove(f.Name()); err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
 	return nil
@@ -138,7 +138,7 @@ func RemoveCursor(dir, name string) error {
 
 // holdCursor opens a cursor's file and takes its lock.
 func holdCursor(dir, name string) (*os.File, error) {
-	f, err := os.OpenFile(cursorPath(dir, name), os.O_RDWR, 0)
+	f, err := openFile(cursorPath(dir, name), os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("outbox %s: cursor %q: %w", dir, name, ErrNotFound)
 	}
@@ -164,7 +164,7 @@ func ensureCursor(dir, name string, h *header) error {
 		return err
 	}
 	path := cursorPath(dir, name)
-	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+	if err := stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	numbers, err := listSegments(dir)
@@ -207,7 +207,9 @@ func (c *openCursor) set(global uint64) {
 	if c.turn {
 		off = cursorB
 	}
+	storing(stepCursor)
 	word64(c.data, off).Store(global)
+	storing(stepCursorCheck)
 	word64(c.data, off+8).Store(cursorCheck(global))
 	c.turn, c.value = !c.turn, global
 }

@@ -1,7 +1,9 @@
 package outbox
 
 import (
-	"os"
+	"errors"
+	"fmt"
+	"io/fs"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -34,8 +36,9 @@ type keeper struct {
 	created, recycled atomic.Uint64
 	segments          atomic.Int64
 
-	mu  sync.Mutex
-	err error
+	mu         sync.Mutex
+	prepareErr error
+	trimErr    error
 
 	kick chan struct{}
 	stop chan struct{}
@@ -130,7 +133,7 @@ func (k *keeper) prepare() bool {
 			return true
 		}
 		s, err := k.obtain(next)
-		k.setError(err)
+		k.setError(&k.prepareErr, err)
 		if s == nil {
 			k.full.Store(err == nil)
 			return false
@@ -171,15 +174,16 @@ func (k *keeper) recycle(number uint64) (*segment, error) {
 	if err != nil || passed == 0 {
 		return nil, err
 	}
-	old := k.live[0]
-	k.drop(1)
-	s, err := old.recycle(k.dir, k.h, number)
-	if err != nil {
-		unmap(old.data)
-		return nil, err
+	s, err := k.live[0].recycle(k.dir, k.h, number)
+	switch {
+	case err == nil:
+		k.drop(1)
+		k.recycled.Add(1)
+	case errors.Is(err, errGone):
+		unmap(k.live[0].data)
+		k.drop(1)
 	}
-	k.recycled.Add(1)
-	return s, nil
+	return s, err
 }
 
 // passed returns how many of the oldest segments no reader needs. Without a
@@ -205,22 +209,23 @@ func (k *keeper) trim() {
 	}
 	lock, err := lockFile(filepath.Join(k.dir, cursorLockName))
 	if err != nil {
-		k.setError(err)
+		k.setError(&k.trimErr, err)
 		return
 	}
 	defer lock.Close()
 	n, err := k.passed()
-	if err != nil {
-		k.setError(err)
-	}
-	n -= spareSegments
-	for _, s := range k.live[:max(n, 0)] {
-		if err := os.Remove(segmentPath(k.dir, s.number)); err != nil {
-			k.setError(err)
+	gone := 0
+	for ; err == nil && gone < n-spareSegments; gone++ {
+		err = remove(segmentPath(k.dir, k.live[gone].number))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("outbox: %w", err)
+			break // it still takes up space: the next trim tries again
 		}
-		unmap(s.data)
+		err = nil
+		unmap(k.live[gone].data)
 	}
-	k.drop(max(n, 0))
+	k.drop(gone)
+	k.setError(&k.trimErr, err)
 }
 
 func (k *keeper) drop(n int) {
@@ -230,16 +235,19 @@ func (k *keeper) drop(n int) {
 	k.segments.Store(int64(rest))
 }
 
-func (k *keeper) setError(err error) {
+func (k *keeper) setError(which *error, err error) {
 	k.mu.Lock()
-	k.err = err
+	*which = err
 	k.mu.Unlock()
 }
 
 func (k *keeper) lastError() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.err
+	if k.prepareErr != nil {
+		return k.prepareErr
+	}
+	return k.trimErr
 }
 
 // free returns how many records fit before the quota is used up.

@@ -17,6 +17,9 @@ const pageBytes = 4096
 // allocate gives f size bytes that are on disk, so that a store to the mapping
 // can not fail for want of space.
 func allocate(f *os.File, size int64) error {
+	if err := calling(stepAllocate, f.Name()); err != nil {
+		return err
+	}
 	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 		return writeZeros(f, size)
@@ -44,7 +47,10 @@ func mapFile(f *os.File, size int64, prot, flags int) ([]byte, error) {
 	if info.Size() != size {
 		return nil, fmt.Errorf("outbox: %s: %w: %d bytes, not %d", f.Name(), ErrDamaged, info.Size(), size)
 	}
-	data, err := unix.Mmap(int(f.Fd()), 0, int(size), prot, unix.MAP_SHARED|flags)
+	var data []byte
+	if err = calling(stepMap, f.Name()); err == nil {
+		data, err = unix.Mmap(int(f.Fd()), 0, int(size), prot, unix.MAP_SHARED|flags)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("outbox: map %s: %w", f.Name(), err)
 	}
@@ -56,7 +62,7 @@ func mapPath(path string, size int64, prot, flags int) ([]byte, error) {
 	if prot&unix.PROT_WRITE != 0 {
 		mode = os.O_RDWR
 	}
-	f, err := os.OpenFile(path, mode, 0)
+	f, err := openFile(path, mode)
 	if err != nil {
 		return nil, fmt.Errorf("outbox: %w", err)
 	}
@@ -64,15 +70,25 @@ func mapPath(path string, size int64, prot, flags int) ([]byte, error) {
 	return mapFile(f, size, prot, flags)
 }
 
-// prefault makes every page of a writable mapping present and writable, so that
-// stores to it do not fault. MAP_POPULATE does that for reading only.
-func prefault(data []byte) {
-	if unix.Madvise(data, unix.MADV_POPULATE_WRITE) == nil {
-		return
+// prefault makes every page of a writable mapping of the file at path present
+// and writable, so that stores to it do not fault. MAP_POPULATE does that for
+// reading only. A page that can not be had is an error; a store to it would end
+// the process.
+func prefault(path string, data []byte) error {
+	err := calling(stepPrefault, path)
+	if err == nil {
+		err = unix.Madvise(data, unix.MADV_POPULATE_WRITE)
 	}
-	for off := 0; off < len(data); off += pageBytes {
-		word64(data, off).Add(0)
+	if errors.Is(err, unix.EINVAL) { // a kernel before 5.14
+		for off := 0; off < len(data); off += pageBytes {
+			word64(data, off).Add(0)
+		}
+		return nil
 	}
+	if err != nil {
+		return fmt.Errorf("outbox: prepare the pages of %s: %w", path, err)
+	}
+	return nil
 }
 
 func word64(data []byte, off int) *atomic.Uint64 {
@@ -82,6 +98,9 @@ func word64(data []byte, off int) *atomic.Uint64 {
 // tryLock takes the exclusive lock on f without waiting and reports whether it
 // got it.
 func tryLock(f *os.File) (bool, error) {
+	if err := calling(stepLock, f.Name()); err != nil {
+		return false, err
+	}
 	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return false, nil
@@ -92,12 +111,14 @@ func tryLock(f *os.File) (bool, error) {
 // lockFile waits for the exclusive lock on path, which it creates if need be.
 // Closing the file releases the lock. Holders keep it for microseconds.
 func lockFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := openFile(path, os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return nil, fmt.Errorf("outbox: %w", err)
 	}
 	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if err = calling(stepLock, path); err == nil {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		}
 		if err == nil {
 			return f, nil
 		}
@@ -110,22 +131,28 @@ func lockFile(path string) (*os.File, error) {
 
 // writeWhole makes the file at path hold data, or leaves it as it is.
 func writeWhole(path string, data []byte) error {
+	if err := calling(stepCreate, path); err != nil {
+		return fmt.Errorf("outbox: %w", err)
+	}
 	f, err := os.CreateTemp(dirOf(path), "spare-tmp-*")
 	if err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
-	defer func() { _ = os.Remove(f.Name()) }() // gone already once it is renamed
-	_, err = f.Write(data)
+	if err = calling(stepWrite, f.Name()); err == nil {
+		_, err = f.Write(data)
+	}
 	if err == nil {
-		err = f.Sync()
+		err = syncFile(f)
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Rename(f.Name(), path)
+		err = rename(f.Name(), path)
 	}
-	if err == nil {
+	if err != nil {
+		_ = remove(f.Name()) // what stays is a spare: recovery removes it
+	} else {
 		err = syncDir(dirOf(path))
 	}
 	if err != nil {
@@ -136,24 +163,17 @@ func writeWhole(path string, data []byte) error {
 
 func dirOf(path string) string { return path[:strings.LastIndexByte(path, os.PathSeparator)+1] }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
 // readPage reads a file that must be exactly one page long.
 func readPage(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := openFile(path, os.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("outbox: %w", err)
 	}
 	defer f.Close()
-	page := make([]byte, pageBytes+1)
-	n, err := io.ReadFull(f, page)
+	page, n := make([]byte, pageBytes+1), 0
+	if err = calling(stepRead, path); err == nil {
+		n, err = io.ReadFull(f, page)
+	}
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("outbox: read %s: %w", path, err)
 	}

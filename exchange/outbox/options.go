@@ -41,6 +41,10 @@ type Options struct {
 	// the last Open means that the machine went down in between. Default: what
 	// the kernel says.
 	BootID string
+	// BootChanged, if set, is called when the machine went down since the last
+	// Open, before Open writes down that it knows: whoever must act on that can
+	// make a note that outlives this process. An error of it ends Open.
+	BootChanged func() error
 }
 
 func (o *Options) complete() error {

@@ -2,9 +2,6 @@ package outbox
 
 import (
 	"fmt"
-	"os"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/countinghouse/countinghouse/record"
 )
@@ -44,7 +41,7 @@ func (r *recovered) rebase(global uint64) error {
 		return err
 	}
 	for _, n := range numbers {
-		if err := os.Remove(segmentPath(r.dir, n)); err != nil {
+		if err := remove(segmentPath(r.dir, n)); err != nil {
 			return fmt.Errorf("outbox: %w", err)
 		}
 	}
@@ -54,7 +51,7 @@ func (r *recovered) rebase(global uint64) error {
 	if err := r.control.writeHeader(h); err != nil {
 		return err
 	}
-	r.control.published.Store(global)
+	r.control.publish(global)
 	return nil
 }
 
@@ -87,14 +84,16 @@ func (r *recovered) fillVoids(from, to uint64) error {
 			r.segments = append(r.segments, s)
 		}
 		i := h.slot(g)
+		storing(stepRecord)
 		s.slots[i] = record.Record{Header: record.Header{Global: g, Flags: record.FlagLast}}
+		storing(stepCheck)
 		s.checks[i] = checkWord(&s.slots[i])
 	}
 	for n := h.number(from + 1); n <= h.number(to); n++ {
-		if err := unix.Msync(r.segment(n).data, unix.MS_SYNC); err != nil {
-			return fmt.Errorf("outbox: sync %s: %w", segmentPath(r.dir, n), err)
+		if err := syncMap(segmentPath(r.dir, n), r.segment(n).data); err != nil {
+			return err
 		}
 	}
-	r.control.published.Store(to)
+	r.control.publish(to)
 	return r.control.sync()
 }

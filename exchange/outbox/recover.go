@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -44,14 +43,28 @@ type recovered struct {
 
 func recoverDir(dir string, o *Options) (*recovered, error) {
 	r := &recovered{dir: dir, options: o}
-	if err := r.openControl(); err != nil {
-		return nil, err
+	err := r.openControl()
+	if err == nil {
+		err = r.recover()
 	}
-	if err := r.recover(); err != nil {
+	if err != nil {
 		r.unmapAll()
-		return nil, err
+		return nil, r.advise(err)
 	}
 	return r, nil
+}
+
+// advise adds to an error of damage what is at stake and what can be done.
+func (r *recovered) advise(err error) error {
+	if !errors.Is(err, ErrDamaged) {
+		return err
+	}
+	lost := "what no shard has acknowledged"
+	if len(r.cursors) > 0 {
+		lost += fmt.Sprintf(", after global %d,", r.oldest())
+	}
+	return fmt.Errorf("%w; see with 'countinghouse verify %s' what is still good; "+
+		"to go on from the stores move the directory away: %s is then lost", err, r.dir, lost)
 }
 
 func (r *recovered) openControl() error {
@@ -81,7 +94,7 @@ func (r *recovered) create() error {
 		return err
 	}
 	if len(numbers) > 0 {
-		return fmt.Errorf("outbox: %s: %w: the file is missing, but there are %d segments; restore it, or move the directory away to start a fresh outbox",
+		return fmt.Errorf("outbox: %s: %w: the file is missing, but there are %d segments",
 			filepath.Join(r.dir, controlName), ErrDamaged, len(numbers))
 	}
 	cursors, err := ListCursors(r.dir)
@@ -89,11 +102,12 @@ func (r *recovered) create() error {
 		return err
 	}
 	if len(cursors) > 0 {
-		return fmt.Errorf("outbox: %s: %w: the file is missing, but cursor %q exists; move the directory away to start a fresh outbox",
+		return fmt.Errorf("outbox: %s: %w: the file is missing, but cursor %q exists",
 			filepath.Join(r.dir, controlName), ErrDamaged, cursors[0].Name)
 	}
 	r.report.Fresh = true
 	return createControl(r.dir, header{
+		generation:     1, // an odd one, as copy A has: the next goes to copy B
 		segmentRecords: uint64(r.options.SegmentRecords),
 		base:           r.options.StartGlobal,
 		bootID:         r.options.BootID,
@@ -143,6 +157,11 @@ func (r *recovered) recover() error {
 func (r *recovered) begin() error {
 	for _, name := range r.options.Cursors {
 		if err := ensureCursor(r.dir, name, &r.control.header); err != nil {
+			return err
+		}
+	}
+	if r.report.BootChanged && r.options.BootChanged != nil {
+		if err := r.options.BootChanged(); err != nil {
 			return err
 		}
 	}
@@ -216,13 +235,18 @@ func (r *recovered) withGood(err error) error {
 // trust takes the published counter, after a look at its last record, and the
 // whole transactions that stand behind it: a writer that was killed between the
 // last slot's flag and the counter leaves one, and a counter whose page was
-// damaged may stand too low. Either way they are what the writer wrote.
+// damaged may stand too low, even before the lowest segment. Either way they are
+// what the writer wrote.
 func (r *recovered) trust() error {
 	if err := r.checkPublished(); err != nil {
 		return err
 	}
-	if whole, _ := r.walk(r.control.published.Load()); whole > r.control.published.Load() {
-		r.control.published.Store(whole)
+	from := r.control.published.Load()
+	if len(r.segments) > 0 {
+		from = max(from, r.control.header.first(r.segments[0].number)-1)
+	}
+	if whole, _ := r.walk(from); whole > from {
+		r.control.publish(whole)
 	}
 	return nil
 }
@@ -247,7 +271,7 @@ func (r *recovered) walk(g uint64) (whole, last uint64) {
 func (r *recovered) checkPublished() error {
 	h, published := &r.control.header, r.control.published.Load()
 	if published < h.base && len(r.segments) == 0 {
-		r.control.published.Store(h.base) // rebase was interrupted before its last step
+		r.control.publish(h.base) // rebase was interrupted before its last step
 		return nil
 	}
 	if published < h.base {
@@ -265,7 +289,7 @@ func (r *recovered) checkPublished() error {
 		return r.withGood(fmt.Errorf("outbox: %s: %w: the file is missing", segmentPath(r.dir, last), ErrDamaged))
 	}
 	if first := r.oldest() + 1; first <= published && r.segment(h.number(first)) == nil {
-		return fmt.Errorf("outbox: %s: %w: the file is missing, and a cursor is at %d", segmentPath(r.dir, h.number(first)), ErrDamaged, first-1)
+		return fmt.Errorf("outbox: %s: %w: the file is missing, and cursor %s is at %d", segmentPath(r.dir, h.number(first)), ErrDamaged, r.oldestName(), first-1)
 	}
 	if err := s.checkSlot(h.slot(published), published); err != nil {
 		return fmt.Errorf("outbox: %s: published %d does not fit %s: %w", r.control.path, published, segmentPath(r.dir, last), err)
@@ -283,7 +307,7 @@ func (r *recovered) revalidate() error {
 	}
 	whole, last := r.walk(g)
 	r.report.CutRecords = max(before, last) - whole
-	r.control.published.Store(whole)
+	r.control.publish(whole)
 	return r.control.sync()
 }
 
@@ -299,6 +323,16 @@ func (r *recovered) oldest() uint64 {
 		}
 	}
 	return oldest
+}
+
+// oldestName returns the name of the cursor that oldest looks at.
+func (r *recovered) oldestName() string {
+	for _, c := range r.cursors {
+		if c.Global == r.oldest() {
+			return c.Name
+		}
+	}
+	return ""
 }
 
 // drained reports whether every cursor has reached published.
@@ -335,13 +369,13 @@ func (r *recovered) clearTail() error {
 		if r.segment(n) != nil && (n < next || n == next && keep) {
 			continue
 		}
-		if err := os.Remove(segmentPath(r.dir, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := remove(segmentPath(r.dir, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("outbox: %w", err)
 		}
 		r.forget(n)
 	}
 	if s := r.segment(next); s != nil {
-		return s.clearFrom(h.slot(published + 1))
+		return s.clearFrom(r.dir, h.slot(published+1))
 	}
 	return r.dropDetached(next, keep)
 }

@@ -41,13 +41,13 @@ func patch(t *testing.T, path string, off int64, b []byte) {
 	}
 }
 
-func slotOffset(g uint64) (number uint64, off int64) {
+func slotOf(g uint64) (number uint64, off int64) {
 	return (g - 1) / 32, segmentHeader + int64((g-1)%32)*record.Size
 }
 
 // tear makes the slot of g look as if its page had not been written.
 func tear(t *testing.T, dir string, g uint64, from, to int) {
-	number, off := slotOffset(g)
+	number, off := slotOf(g)
 	patch(t, segmentPath(dir, number), off+int64(from), make([]byte, to-from))
 }
 
@@ -181,7 +181,7 @@ func TestRandomPageLoss(t *testing.T) {
 		w.Close()
 		for g := uint64(1); g <= w.committed; g += 4 { // sectors of 512 bytes
 			if rng.IntN(100) < 2 {
-				number, off := slotOffset(g)
+				number, off := slotOf(g)
 				patch(t, segmentPath(dir, number), off, make([]byte, 4*record.Size))
 			}
 		}

@@ -112,59 +112,82 @@ func mapSegment(dir string, h *header, number uint64, prot, flags int) (*segment
 // when it is whole, so that a segment of that name always is.
 func createSegment(dir string, h *header, number uint64) (*segment, error) {
 	spare, size := sparePath(dir, number), segmentBytes(h.segmentRecords)
-	f, err := os.OpenFile(spare, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644)
+	data, err := createSpare(spare, size)
+	if err == nil {
+		storing(stepHeader)
+		encodeSegmentHeader(data, h, number)
+		if err = rename(spare, segmentPath(dir, number)); err == nil {
+			return overlay(number, data, h.segmentRecords), nil
+		}
+		unmap(data)
+		err = fmt.Errorf("outbox: %w", err)
+	}
+	_ = remove(spare) // what stays is a spare: recovery removes it
+	return nil, err
+}
+
+// createSpare makes a file of zeros and maps it, every page in place.
+func createSpare(path string, size int64) ([]byte, error) {
+	f, err := openFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC)
 	if err != nil {
 		return nil, fmt.Errorf("outbox: %w", err)
 	}
 	defer f.Close()
 	if err := allocate(f, size); err != nil {
-		_ = os.Remove(spare)
-		return nil, fmt.Errorf("outbox: allocate %d bytes for %s: %w", size, spare, err)
+		return nil, fmt.Errorf("outbox: allocate %d bytes for %s: %w", size, path, err)
 	}
 	data, err := mapFile(f, size, unix.PROT_READ|unix.PROT_WRITE, 0)
 	if err != nil {
 		return nil, err
 	}
-	prefault(data)
-	encodeSegmentHeader(data, h, number)
-	if err := os.Rename(spare, segmentPath(dir, number)); err != nil {
+	if err := prefault(path, data); err != nil {
 		unmap(data)
-		return nil, fmt.Errorf("outbox: %w", err)
+		return nil, err
 	}
-	return overlay(number, data, h.segmentRecords), nil
+	return data, nil
 }
 
+// errGone means that a segment could not be recycled and is none any more.
+var errGone = errors.New("its file is taken out of use")
+
 // recycle turns s, which no reader needs, into the segment of another number.
-// Zeroing it here spares the writer that, and makes its pages writable.
+// Zeroing it here spares the writer that, and makes its pages writable. After an
+// error s is as it was, unless that is errGone.
 func (s *segment) recycle(dir string, h *header, number uint64) (*segment, error) {
 	spare := sparePath(dir, number)
-	if err := os.Rename(segmentPath(dir, s.number), spare); err != nil {
+	err := rename(segmentPath(dir, s.number), spare)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("outbox: %w; %w", err, errGone)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("outbox: %w", err)
 	}
+	storing(stepClear)
 	clear(s.data[segmentHeader:])
+	storing(stepHeader)
 	encodeSegmentHeader(s.data, h, number)
-	if err := os.Rename(spare, segmentPath(dir, number)); err != nil {
-		return nil, fmt.Errorf("outbox: %w", err)
+	if err := rename(spare, segmentPath(dir, number)); err != nil {
+		_ = remove(spare) // what stays is a spare: the next attempt takes its name
+		return nil, fmt.Errorf("outbox: %w; %w", err, errGone)
 	}
 	return overlay(number, s.data, h.segmentRecords), nil
 }
 
 // clearFrom zeroes the slots from index i on and waits until that is on disk:
 // what an unfinished or cut transaction left there must never be read.
-func (s *segment) clearFrom(i uint64) error {
+func (s *segment) clearFrom(dir string, i uint64) error {
+	storing(stepClear)
 	clear(s.slots[i:])
+	storing(stepClear)
 	clear(s.checks[i:])
-	if err := unix.Msync(s.data, unix.MS_SYNC); err != nil {
-		return fmt.Errorf("outbox: sync segment %d: %w", s.number, err)
-	}
-	return nil
+	return syncMap(segmentPath(dir, s.number), s.data)
 }
 
 // listSegments returns the numbers of the segment files in dir, ascending.
 func listSegments(dir string) ([]uint64, error) {
-	entries, err := os.ReadDir(dir)
+	entries, err := readDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("outbox: %w", err)
+		return nil, err
 	}
 	var numbers []uint64
 	for _, e := range entries {
@@ -189,7 +212,7 @@ func removeSpares(dir string) error {
 		return fmt.Errorf("outbox: %w", err)
 	}
 	for _, p := range paths {
-		if err := os.Remove(p); err != nil {
+		if err := remove(p); err != nil {
 			return fmt.Errorf("outbox: %w", err)
 		}
 	}

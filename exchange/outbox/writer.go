@@ -60,8 +60,18 @@ func Open(dir string, opts Options) (*Writer, error) {
 	if err := opts.checkFresh(dir); err != nil {
 		return nil, err
 	}
-	if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
-		return nil, fmt.Errorf("outbox: %w", err)
+	w, err := openWriter(dir, opts)
+	if err != nil {
+		return nil, err
+	}
+	go w.keeper.run()
+	return w, nil
+}
+
+// openWriter opens an outbox whose keeper does not run yet.
+func openWriter(dir string, opts Options) (*Writer, error) {
+	if err := makeDir(dir); err != nil {
+		return nil, err
 	}
 	lock, err := lockWriter(dir)
 	if err != nil {
@@ -96,7 +106,6 @@ func (w *Writer) open() error {
 		w.current++
 	}
 	w.room = w.keeper.room.Load()
-	go w.keeper.run()
 	return nil
 }
 
@@ -104,7 +113,7 @@ func (w *Writer) open() error {
 // that was just killed may not have released it yet.
 func lockWriter(dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockName)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := openFile(path, os.O_RDWR|os.O_CREATE)
 	if err != nil {
 		return nil, fmt.Errorf("outbox: %w", err)
 	}
@@ -120,16 +129,28 @@ func lockWriter(dir string) (*os.File, error) {
 		err = fmt.Errorf("%w: process %s", ErrLocked, strings.TrimSpace(string(pid)))
 	}
 	if err == nil {
-		err = f.Truncate(0)
-	}
-	if err == nil {
-		_, err = fmt.Fprintln(f, os.Getpid())
+		err = signLock(f)
 	}
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("outbox %s: %w", dir, err)
 	}
 	return f, nil
+}
+
+// signLock writes into the lock who has it.
+func signLock(f *os.File) error {
+	if err := calling(stepTruncate, f.Name()); err != nil {
+		return err
+	}
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	if err := calling(stepWrite, f.Name()); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(f, os.Getpid())
+	return err
 }
 
 // Reserve reports whether the next n calls of Next will return a slot, with the
@@ -173,6 +194,7 @@ func (w *Writer) Next() *record.Record {
 	r := &w.slots[w.at]
 	w.at++
 	w.global++
+	storing(stepRecord)
 	r.Global = w.global
 	return r
 }
@@ -202,19 +224,23 @@ func (w *Writer) Commit() {
 		w.sealEarlier()
 	}
 	if w.at > 0 {
+		storing(stepLast)
 		w.slots[w.at-1].Flags |= record.FlagLast
 	}
 	for i := w.txAt; i < w.at; i++ {
+		storing(stepCheck)
 		w.checks[i] = checkWord(&w.slots[i])
 	}
 	w.txAt = w.at
 	w.committed = w.global
+	storing(stepPublish)
 	w.published.Store(w.global)
 }
 
 func (w *Writer) sealEarlier() {
 	for _, p := range w.earlier {
 		for i := range p.slots {
+			storing(stepCheck)
 			p.checks[i] = checkWord(&p.slots[i])
 		}
 	}
