@@ -87,7 +87,7 @@ func readHeader(page []byte) (header, error) {
 	case errors.Is(errB, ErrVersion):
 		return header{}, errB
 	case errA != nil && errB != nil:
-		return header{}, fmt.Errorf("%w: both copies of the header: %w; %w", ErrDamaged, errA, errB)
+		return header{}, fmt.Errorf("%w: both copies of the header: offset 0: %w; offset %d: %w", ErrDamaged, errA, headerCopyB, errB)
 	case errA != nil:
 		b.incarnation += skipOver(page[:headerBytes])
 		return b, nil

@@ -58,10 +58,10 @@ func encodeCursor(global uint64) []byte {
 // decodeCursor returns the higher whole value.
 func decodeCursor(page []byte) (uint64, error) {
 	if string(page[:8]) != cursorMagic {
-		return 0, fmt.Errorf("%w: magic %q, not %q", ErrDamaged, page[:8], cursorMagic)
+		return 0, fmt.Errorf("%w: offset 0: magic %q, not %q", ErrDamaged, page[:8], cursorMagic)
 	}
 	if v := binary.LittleEndian.Uint32(page[8:]); v > formatVersion {
-		return 0, fmt.Errorf("%w %d (this build reads version %d)", ErrVersion, v, formatVersion)
+		return 0, fmt.Errorf("offset 8: %w %d (this build reads version %d)", ErrVersion, v, formatVersion)
 	}
 	best, found := uint64(0), false
 	for _, off := range []int{cursorA, cursorB} {
@@ -71,7 +71,8 @@ func decodeCursor(page []byte) (uint64, error) {
 		}
 	}
 	if !found {
-		return 0, fmt.Errorf("%w: neither of its two values is whole; remove the file and the reader starts at the oldest record kept", ErrDamaged)
+		return 0, fmt.Errorf("%w: neither of its two values, at offsets %d and %d, is whole; remove the file and the reader starts at the oldest record kept",
+			ErrDamaged, cursorA, cursorB)
 	}
 	return best, nil
 }

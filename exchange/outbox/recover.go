@@ -275,7 +275,7 @@ func (r *recovered) checkPublished() error {
 		return nil
 	}
 	if published < h.base {
-		return fmt.Errorf("outbox: %s: %w: published %d is below the base %d", r.control.path, ErrDamaged, published, h.base)
+		return fmt.Errorf("outbox: %s: %w: offset %d: published %d is below the base %d", r.control.path, ErrDamaged, publishedOffset, published, h.base)
 	}
 	if published == h.base {
 		return nil
@@ -292,7 +292,7 @@ func (r *recovered) checkPublished() error {
 		return fmt.Errorf("outbox: %s: %w: the file is missing, and cursor %s is at %d", segmentPath(r.dir, h.number(first)), ErrDamaged, r.oldestName(), first-1)
 	}
 	if err := s.checkSlot(h.slot(published), published); err != nil {
-		return fmt.Errorf("outbox: %s: published %d does not fit %s: %w", r.control.path, published, segmentPath(r.dir, last), err)
+		return fmt.Errorf("outbox: %s: offset %d: published %d does not fit %s: %w", r.control.path, publishedOffset, published, segmentPath(r.dir, last), err)
 	}
 	return nil
 }

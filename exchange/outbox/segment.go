@@ -75,17 +75,17 @@ func encodeSegmentHeader(b []byte, h *header, number uint64) {
 
 func checkSegmentHeader(b []byte, h *header, number uint64) error {
 	if string(b[:8]) != segmentMagic {
-		return fmt.Errorf("%w: magic %q, not %q", ErrDamaged, b[:8], segmentMagic)
+		return fmt.Errorf("%w: offset 0: magic %q, not %q", ErrDamaged, b[:8], segmentMagic)
 	}
 	if v := binary.LittleEndian.Uint32(b[8:]); v > formatVersion {
-		return fmt.Errorf("%w %d (this build reads version %d)", ErrVersion, v, formatVersion)
+		return fmt.Errorf("offset 8: %w %d (this build reads version %d)", ErrVersion, v, formatVersion)
 	}
 	if binary.LittleEndian.Uint32(b[32:]) != crc32.Checksum(b[:32], record.Castagnoli) {
-		return fmt.Errorf("%w: checksum of the header differs", ErrDamaged)
+		return fmt.Errorf("%w: offset 0: checksum of the header differs", ErrDamaged)
 	}
 	n, num, base := uint64(binary.LittleEndian.Uint32(b[12:])), binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
 	if n != h.segmentRecords || num != number || base != h.base {
-		return fmt.Errorf("%w: it says segment %d of %d records from base %d, expected segment %d of %d from %d",
+		return fmt.Errorf("%w: offset 0: it says segment %d of %d records from base %d, expected segment %d of %d from %d",
 			ErrDamaged, num, n, base, number, h.segmentRecords, h.base)
 	}
 	return nil

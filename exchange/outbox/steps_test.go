@@ -166,14 +166,14 @@ type script struct {
 	readers map[string]*Reader
 }
 
-func scriptOptions() Options {
-	return Options{Cluster: "test", SegmentRecords: 32, QuotaBytes: 8 * segmentBytes(32), AheadSegments: 1,
+func scriptOptions(segmentRecords int) Options {
+	return Options{Cluster: "test", SegmentRecords: segmentRecords, QuotaBytes: 8 * segmentBytes(uint64(segmentRecords)), AheadSegments: 1,
 		HeadroomRecords: -1, BootID: testBoot, Cursors: []string{"a", "b"}}
 }
 
-func newScript(t testing.TB, dir string) *script {
+func newScript(t testing.TB, dir string, segmentRecords int) *script {
 	return &script{t: t, dir: dir, readers: map[string]*Reader{}, expect: expectation{
-		options: scriptOptions(), ends: []uint64{0}, cursors: map[string][]uint64{"a": {0}, "b": {0}},
+		options: scriptOptions(segmentRecords), ends: []uint64{0}, cursors: map[string][]uint64{"a": {0}, "b": {0}},
 	}}
 }
 
@@ -316,7 +316,7 @@ func (m *moment) String() string { return fmt.Sprintf("step %d (%s)", m.n, m.ste
 // moments plays the script and returns the state before each step.
 func moments(t testing.TB, dir string) []moment {
 	var all []moment
-	s := newScript(t, dir)
+	s := newScript(t, dir, 32)
 	stepping(s.run, func(at step, _, _ string) error {
 		all = append(all, moment{len(all) + 1, at, capture(t, dir), s.expect.clone()})
 		return nil
@@ -449,7 +449,7 @@ func TestRecoveryStoppedAtEveryStep(t *testing.T) {
 func childScript() {
 	at, _ := strconv.Atoi(os.Getenv(seedVar))
 	n := 0
-	stepping(newScript(&failing{}, os.Getenv(dirVar)).run, func(step, string, string) error {
+	stepping(newScript(&failing{}, os.Getenv(dirVar), 32).run, func(step, string, string) error {
 		if n++; n == at {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			select {}
@@ -511,7 +511,7 @@ func differences(a, b image) string {
 // recovery take the segments for a begun tail and drop them.
 func TestCounterBeforeTheLowestSegment(t *testing.T) {
 	dir := filepath.Join(memoryDir(t), "outbox")
-	s := newScript(t, dir)
+	s := newScript(t, dir, 32)
 	s.open()
 	for range 8 {
 		s.publish(25)
@@ -539,7 +539,7 @@ func TestCounterBeforeTheLowestSegment(t *testing.T) {
 func TestBootChangeIsToldBeforeItIsForgotten(t *testing.T) {
 	dir := filepath.Join(memoryDir(t), "outbox")
 	told := 0
-	o := scriptOptions()
+	o := scriptOptions(32)
 	o.BootChanged = func() error { told++; return nil }
 	open(t, dir, o).Close()
 	if told != 0 {
