@@ -115,7 +115,7 @@ func (s *outboxSource) Next() (*record.Record, error) {
 	for {
 		if s.at == len(s.records) {
 			s.h.reader.Advance(s.at)
-			s.records, s.at = s.h.reader.Peek(), 0
+			s.records, s.at = s.h.reader.PeekWhole(progressRecords), 0
 			if len(s.records) == 0 {
 				if err := s.h.reader.Err(); err != nil {
 					return nil, err

@@ -43,8 +43,24 @@ func pair(v, w uint64) uint64 { return v ^ bits.RotateLeft64(w, 29) }
 // void has a global number and FlagLast, and is otherwise zero. Readers skip it.
 func Void(r *record.Record) bool { return r.Type == 0 }
 
-// checkSlot reports whether slot i of s holds the whole record of global g.
+// checkSlot reports whether slot i of s holds the whole record of global g, with
+// values that a record can have.
 func (s *segment) checkSlot(i, g uint64) error {
+	if err := s.checkWhole(i, g); err != nil {
+		return err
+	}
+	if Void(&s.slots[i]) {
+		return nil
+	}
+	if err := s.slots[i].Check(); err != nil {
+		return fmt.Errorf("%w: offset %d: the record of global %d: %w", ErrDamaged, slotOffset(i), g, err)
+	}
+	return nil
+}
+
+// checkWhole reports whether slot i of s holds, word for word, what was sealed
+// there as the record of global g.
+func (s *segment) checkWhole(i, g uint64) error {
 	r := &s.slots[i]
 	if r.Global != g {
 		return fmt.Errorf("%w: offset %d: the slot of global %d holds global %d", ErrDamaged, slotOffset(i), g, r.Global)
@@ -52,12 +68,6 @@ func (s *segment) checkSlot(i, g uint64) error {
 	if s.checks[i] != checkWord(r) {
 		return fmt.Errorf("%w: offset %d: the record of global %d is not whole: its check word at offset %d differs",
 			ErrDamaged, slotOffset(i), g, segmentHeader+len(s.slots)*record.Size+int(i)*checkBytes)
-	}
-	if Void(r) {
-		return nil
-	}
-	if err := r.Check(); err != nil {
-		return fmt.Errorf("%w: offset %d: the record of global %d: %w", ErrDamaged, slotOffset(i), g, err)
 	}
 	return nil
 }

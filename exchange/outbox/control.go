@@ -83,9 +83,9 @@ func readHeader(page []byte) (header, error) {
 	b, errB := decodeHeader(page[headerCopyB : headerCopyB+headerBytes])
 	switch {
 	case errors.Is(errA, ErrVersion):
-		return header{}, errA
+		return header{}, fmt.Errorf("offset 8: %w", errA)
 	case errors.Is(errB, ErrVersion):
-		return header{}, errB
+		return header{}, fmt.Errorf("offset %d: %w", headerCopyB+8, errB)
 	case errA != nil && errB != nil:
 		return header{}, fmt.Errorf("%w: both copies of the header: offset 0: %w; offset %d: %w", ErrDamaged, errA, headerCopyB, errB)
 	case errA != nil:

@@ -66,7 +66,7 @@ func decodeCursor(page []byte) (uint64, error) {
 	best, found := uint64(0), false
 	for _, off := range []int{cursorA, cursorB} {
 		v := word64(page, off).Load()
-		if word64(page, off+8).Load() == cursorCheck(v) && (!found || v > best) {
+		if wholeCursor(page, off) && (!found || v > best) {
 			best, found = v, true
 		}
 	}
@@ -75,6 +75,11 @@ func decodeCursor(page []byte) (uint64, error) {
 			ErrDamaged, cursorA, cursorB)
 	}
 	return best, nil
+}
+
+// wholeCursor reports whether the value at off has its check word.
+func wholeCursor(page []byte, off int) bool {
+	return word64(page, off+8).Load() == cursorCheck(word64(page, off).Load())
 }
 
 func readCursor(dir, name string) (uint64, error) {
@@ -93,16 +98,12 @@ func readCursor(dir, name string) (uint64, error) {
 // ListCursors returns the cursors of the outbox in dir, in order of name. It
 // fails on the first that can not be read.
 func ListCursors(dir string) ([]Cursor, error) {
-	entries, err := readDir(dir)
+	names, err := cursorNames(dir)
 	if err != nil {
 		return nil, err
 	}
 	var cursors []Cursor
-	for _, e := range entries {
-		name, ok := strings.CutPrefix(e.Name(), cursorPrefix)
-		if !ok {
-			continue
-		}
+	for _, name := range names {
 		v, err := readCursor(dir, name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // removed since
@@ -113,6 +114,21 @@ func ListCursors(dir string) ([]Cursor, error) {
 		cursors = append(cursors, Cursor{Name: name, Global: v})
 	}
 	return cursors, nil
+}
+
+// cursorNames returns the names of the cursors in dir, in order.
+func cursorNames(dir string) ([]string, error) {
+	entries, err := readDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if name, ok := strings.CutPrefix(e.Name(), cursorPrefix); ok {
+			names = append(names, name)
+		}
+	}
+	return names, nil
 }
 
 // RemoveCursor deletes a cursor whose reader will not come back, so that it no

@@ -286,10 +286,12 @@ func (r *recovered) checkPublished() error {
 		if r.drained(published) {
 			return nil // recycled, and nobody needs it
 		}
-		return r.withGood(fmt.Errorf("outbox: %s: %w: the file is missing", segmentPath(r.dir, last), ErrDamaged))
+		return r.withGood(fmt.Errorf("outbox: %s: %w: the file is missing, and %s at offset %d says that global %d was published",
+			segmentPath(r.dir, last), ErrDamaged, r.control.path, publishedOffset, published))
 	}
 	if first := r.oldest() + 1; first <= published && r.segment(h.number(first)) == nil {
-		return fmt.Errorf("outbox: %s: %w: the file is missing, and cursor %s is at %d", segmentPath(r.dir, h.number(first)), ErrDamaged, r.oldestName(), first-1)
+		return fmt.Errorf("outbox: %s: %w: the file is missing, and %s at offset %d or %d says that its reader is at %d",
+			segmentPath(r.dir, h.number(first)), ErrDamaged, cursorPath(r.dir, r.oldestName()), cursorA, cursorB, first-1)
 	}
 	if err := s.checkSlot(h.slot(published), published); err != nil {
 		return fmt.Errorf("outbox: %s: offset %d: published %d does not fit %s: %w", r.control.path, publishedOffset, published, segmentPath(r.dir, last), err)

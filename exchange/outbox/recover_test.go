@@ -451,7 +451,7 @@ func TestInspectFindsDamage(t *testing.T) {
 	patch(t, segmentPath(dir, 2), 12, []byte{1})
 	before := fmt.Sprint(listing(t, dir))
 	info, err = Inspect(dir)
-	if err != nil || len(info.Problems) != 2 || !strings.Contains(info.Problems[0], "global 50 is not whole") {
+	if err != nil || len(info.Problems) != 2 || !strings.Contains(info.Problems[0].What, "global 50 is not whole") {
 		t.Fatalf("%v %+v", err, info)
 	}
 	if after := fmt.Sprint(listing(t, dir)); after != before {

@@ -31,7 +31,8 @@ var (
 	// ErrMissing means that the outbox no longer has records that the shard
 	// still lacks.
 	ErrMissing = errors.New("records are missing")
-	// ErrOutbox means that the outbox can not be read.
+	// ErrOutbox means that the outbox can not be read, or that a record in it is
+	// not what the exchange wrote there; what stands before it is delivered.
 	ErrOutbox = errors.New("outbox can not be read")
 	// ErrSessions means that the session numbers of this incarnation are used
 	// up; a restart of the exchange raises the incarnation.

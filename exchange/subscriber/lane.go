@@ -172,14 +172,13 @@ func (l *lane) runSession(ctx context.Context) error {
 // or it is time to look at the answers again. It returns how many it has taken
 // in, and whether a full group stopped it.
 func (l *lane) read(ctx context.Context) (n int, blocked bool, err error) {
-	rs := l.reader.Peek()
-	if err := l.reader.Err(); err != nil {
+	rs := l.reader.PeekWhole(readMax)
+	if err := l.reader.Err(); err != nil && l.settled() {
 		return 0, false, fmt.Errorf("%w: %w", ErrOutbox, err)
 	}
 	if len(rs) == 0 {
 		return 0, false, nil
 	}
-	rs = rs[:min(len(rs), readMax)]
 	now := time.Now()
 	for i := range rs {
 		taken, err := l.take(ctx, &rs[i], now)
@@ -190,6 +189,16 @@ func (l *lane) read(ctx context.Context) (n int, blocked bool, err error) {
 	}
 	l.reader.Advance(len(rs))
 	return len(rs), false, nil
+}
+
+// settled reports whether everything read is durable, and moves the cursor if
+// so: what stands before damage is delivered before the lane ends.
+func (l *lane) settled() bool {
+	if _, gathered := l.batcher.oldest(); gathered || l.inFlight() > 0 {
+		return false
+	}
+	l.moveCursor()
+	return true
 }
 
 // take gathers r if it belongs to this lane. It returns false when the group

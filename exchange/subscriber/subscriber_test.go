@@ -3,7 +3,9 @@ package subscriber
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -406,6 +408,69 @@ func TestVoidsArePassedOver(t *testing.T) {
 	r.compare()
 	if st := s.Stats(); st.Cursor != 9 || st.Unowned != 0 {
 		t.Errorf("%+v", st)
+	}
+}
+
+// A record that was damaged in the outbox is not certified with a checksum of
+// its own and shipped. What stands before it is delivered, and nothing behind it.
+func TestDamagedRecordIsNotShipped(t *testing.T) {
+	const segmentHeader, damaged = 4096, 38
+	for _, c := range []struct {
+		name   string
+		offset int64
+		says   string
+	}{
+		{"instrument", segmentHeader + (damaged-1)*record.Size + 32, "8832"},
+		{"body", segmentHeader + (damaged-1)*record.Size + 100, "8832"},
+		{"check word", segmentHeader + 256*record.Size + (damaged-1)*8, "37160"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t)
+			for range 20 {
+				r.publish("A", "C", record.AccountStream)
+			}
+			file := filepath.Join(r.dir, "segment-00000000000000000000")
+			flip(t, file, c.offset)
+			s, err := New(Config{OutboxDir: r.dir, Incarnation: 1, Shards: testMap(), Storage: r.fake, Options: r.options})
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = s.Run(bounded(t)) // ends by itself: every lane reads every record
+			for _, says := range []string{file, "offset " + c.says, fmt.Sprintf("global %d", damaged)} {
+				if !errors.Is(err, ErrOutbox) || !errors.Is(err, outbox.ErrDamaged) || !strings.Contains(err.Error(), says) {
+					t.Errorf("%q is not in: %v", says, err)
+				}
+			}
+			stored := 0
+			for sym, want := range r.published {
+				for i, got := range r.fake.records(sym) {
+					stored++
+					if got.Global >= damaged || got != want[i] {
+						t.Errorf("stored: %v", &got)
+					}
+				}
+			}
+			if stored != damaged-1 || s.Stats().Cursor != damaged-1 {
+				t.Errorf("%d records are stored, and the cursor is at %d", stored, s.Stats().Cursor)
+			}
+		})
+	}
+}
+
+func flip(t *testing.T, file string, offset int64) {
+	t.Helper()
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, offset); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 0x10
+	if _, err := f.WriteAt(b, offset); err != nil {
+		t.Fatal(err)
 	}
 }
 
