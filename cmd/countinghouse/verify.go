@@ -8,10 +8,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/countinghouse/countinghouse/cmd/countinghouse/output"
+	"github.com/countinghouse/countinghouse/exchange/outbox"
 	"github.com/countinghouse/countinghouse/storagenode/replica"
 )
 
-// verdict is what verify says of one data directory or one member.
+// verdict is what verify says of one directory or one member.
 type verdict struct {
 	Target   string    `json:"target"`
 	Cluster  string    `json:"cluster,omitempty"`
@@ -24,6 +25,8 @@ type verdict struct {
 	Records  uint64    `json:"records"`
 	Entries  uint64    `json:"log_entries,omitempty"`
 	Findings []finding `json:"findings"`
+
+	Outbox *outboxState `json:"outbox,omitempty"`
 }
 
 type finding struct {
@@ -38,9 +41,11 @@ func newVerify(s *settings) *cobra.Command {
 	var records bool
 	cmd := &cobra.Command{
 		Use:   "verify [DIR…]",
-		Short: "Re-check every checksum and sequence number of stopped nodes' directories or of live shards",
+		Short: "Re-check every checksum and sequence number of stopped nodes' directories, of outboxes, or of live shards",
 		Long: "With directories, checks everything in those of nodes that are stopped: identity, tables, manifests, term and\n" +
-			"vote, every entry of the Raft log, snapshots, and that the log has not lost what the tables show.\n\n" +
+			"vote, every entry of the Raft log, snapshots, and that the log has not lost what the tables show. A directory\n" +
+			"may also be an exchange's outbox, whether the exchange runs or not: its control file, its cursors and every\n" +
+			"published record that it keeps are checked, and it says which records are damaged and which are still good.\n\n" +
 			"With --shards, has every running member, or the one that --replica names, re-read its store: manifests, tables\n" +
 			"and records in memory, their checksums, sequence numbers and chained hashes. It then compares epoch, last\n" +
 			"number and chained hash of every stream between the replicas of each shard. Log, vote, identity and snapshots\n" +
@@ -48,10 +53,10 @@ func newVerify(s *settings) *cobra.Command {
 			"them byte by byte, and counts the numbers that run through all streams, from 1 on: each must be there once.\n" +
 			"That is for a cluster that nobody writes to.\n\n" +
 			"It changes nothing, and exits with 1 when anything is damaged.",
-		Example: "  countinghouse verify data/s1-0 data/s1-1\n  countinghouse verify --shards shards.yaml --records",
+		Example: "  countinghouse verify data/s1-0 data/s1-1\n  countinghouse verify data/outbox\n  countinghouse verify --shards shards.yaml --records",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (len(args) == 0) == (t.shards == "") {
-				return output.Exit(output.ExitUsage, errors.New("name the directories of stopped nodes, or --shards of a running cluster"))
+				return output.Exit(output.ExitUsage, errors.New("name the directories of stopped nodes or of outboxes, or --shards of a running cluster"))
 			}
 			if records && (t.shards == "" || t.replica != "") {
 				return output.Exit(output.ExitUsage, errors.New("--records compares all replicas of a running cluster: use it with --shards, without --replica"))
@@ -76,6 +81,10 @@ func verifyDirs(p *output.Printer, dirs []string) []verdict {
 	all := make([]verdict, len(dirs))
 	for i, dir := range dirs {
 		p.Progress("verifying %s", dir)
+		if outbox.Is(dir) {
+			all[i] = verifyOutbox(dir)
+			continue
+		}
 		v := verdict{Target: dir, Findings: []finding{}}
 		sum, err := replica.VerifyDataDir(vfs.Default, dir, func(f replica.Finding) {
 			v.Findings = append(v.Findings, finding{f.File, f.Offset, f.What, f.Harmless})
@@ -133,6 +142,9 @@ func printVerdictTable(p *output.Printer, all []verdict) {
 	for _, v := range all {
 		if v.Error != "" {
 			p.Line("%s: %s", v.Target, v.Error)
+		}
+		if v.Outbox != nil {
+			p.Line("%s: %s", v.Target, v.Outbox.line())
 		}
 		for _, f := range v.Findings {
 			note := ""

@@ -52,6 +52,16 @@ type Problem struct {
 
 func (p Problem) String() string { return fmt.Sprintf("%s: offset %d: %s", p.File, p.Offset, p.What) }
 
+// Is reports whether dir is an outbox, however damaged.
+func Is(dir string) bool {
+	for _, name := range []string{controlName, cursorLockName} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err == nil && info.Mode().IsRegular() {
+			return true
+		}
+	}
+	return false
+}
+
 // Inspect reads the outbox in dir without changing it or holding anything up,
 // and checks every published record that is kept. A writer and readers may be
 // at work; segments that they recycle meanwhile are left out. It returns an
