@@ -178,7 +178,7 @@ func (r *recovered) begin() error {
 }
 
 // mapSegments maps the segments from the lowest on, up to the first that is
-// missing or unusable. Those that every cursor has passed may be: they go.
+// missing or damaged. Those that every cursor has passed may be: they go.
 func (r *recovered) mapSegments() error {
 	numbers, err := listSegments(r.dir)
 	if err != nil {
@@ -196,8 +196,8 @@ func (r *recovered) mapSegments() error {
 		switch {
 		case err == nil:
 			r.segments = append(r.segments, s)
-		case errors.Is(err, ErrVersion):
-			return err
+		case !errors.Is(err, ErrDamaged):
+			return err // a later version, or a file that can not be looked at: not one that is lost
 		case n < needed:
 			r.unmapAll()
 		case r.report.BootChanged:

@@ -128,11 +128,12 @@ func makeDir(dir string) error {
 	if os.IsExist(err) {
 		return nil
 	}
-	if err == nil {
-		err = syncDir(filepath.Dir(dir))
-	}
 	if err != nil {
 		return fmt.Errorf("outbox: %w", err)
+	}
+	if err := syncDir(filepath.Dir(dir)); err != nil {
+		_ = remove(dir) // one that stays would be taken for synced
+		return fmt.Errorf("outbox %s: %w", dir, err)
 	}
 	return nil
 }

@@ -329,6 +329,12 @@ func moments(t testing.TB, dir string) []moment {
 func (m *moment) mustRecover(t *testing.T, dir string) {
 	t.Helper()
 	m.image.restore(t, dir)
+	m.mustRecoverIn(t, dir)
+}
+
+// mustRecoverIn is mustRecover for what lies in dir.
+func (m *moment) mustRecoverIn(t *testing.T, dir string) {
+	t.Helper()
 	var first uint64
 	for round := range 2 {
 		w, err := openWriter(dir, m.completed(t))
