@@ -255,6 +255,27 @@ func TestMachineThatWentDownIsNotForgotten(t *testing.T) {
 	}
 }
 
+// A start does not replay a record that is not what was written.
+func TestDamagedRecordIsNotReplayed(t *testing.T) {
+	const body = 4096 + 9*record.Size + 100 // of the tenth record
+	config := storageless(testConfig(t, noStorage()))
+	traded(t, config, 1)
+	segment := filepath.Join(config.OutboxDir, fmt.Sprintf("segment-%020d", 0))
+	f, err := os.OpenFile(segment, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, body); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte{b[0] ^ 1}, body); err != nil {
+		t.Fatal(err)
+	}
+	mustRefuse(t, config, outbox.ErrDamaged, segment, "offset 5248", "global 10")
+}
+
 func TestStateFile(t *testing.T) {
 	config := storageless(testConfig(t, noStorage()))
 	traded(t, config, 1)
