@@ -32,9 +32,10 @@ var allowed = map[string][]string{
 	"storagenode": {
 		"record", "storagenode/refusal", "storagenode/storagepb", "storagenode/replica", "storagenode/store", "version",
 	},
-	"storagenode/node":   {"record", "storagenode", "storagenode/refusal", "storagenode/replica", "storagenode/store", "storagenode/wal", "storagenode/storagepb", "version"},
-	"storagenode/client": {"record", "storagenode/refusal", "storagenode/storagepb"},
-	"storagenode/fire":   {},
+	"storagenode/node":      {"record", "storagenode", "storagenode/refusal", "storagenode/replica", "storagenode/store", "storagenode/wal", "storagenode/storagepb", "version"},
+	"storagenode/client":    {"record", "storagenode/refusal", "storagenode/storagepb"},
+	"storagenode/fire":      {},
+	"storagenode/diskfault": {},
 
 	"exchange/exchangepb": {},
 	"exchange/order":      {"record"},

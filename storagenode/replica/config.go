@@ -116,8 +116,8 @@ type Config struct {
 	BallastBytes int64
 	// DiskCheckInterval is how often the free space is read; default 1 s.
 	DiskCheckInterval time.Duration
-	// HungDiskTimeout is how long one write of the log or the stable store may
-	// take before the disk counts as hung; default 10 s.
+	// HungDiskTimeout is how long one write or sync of any file may take before the
+	// disk counts as hung and the node ends; default 10 s.
 	HungDiskTimeout time.Duration
 
 	// Transport's Cluster, Shard and Address are filled in.

@@ -7,22 +7,27 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/countinghouse/countinghouse/storagenode/wal"
 )
 
 // Free space must rise this much above the reserve, as a fraction of it, before
 // appends are taken again; otherwise the node would flap.
 const diskResumeFraction = 4
 
-// diskWatch keeps a reserve of free disk space. Below it appends are refused;
-// reads, snapshots and the shortening of the log go on.
+// diskWatch keeps a reserve of free disk space. Below it, and from the moment when
+// a write does not fit until there is room again, appends are refused; reads,
+// snapshots and the shortening of the log go on.
 type diskWatch struct {
-	fs      vfs.FS
+	fs      vfs.FS // not guarded: what is done here makes room for others
 	dir     string
 	reserve int64 // bytes; not positive: no check
 	ballast int64 // bytes; not positive: none
+	least   int64 // bytes that must be free after a write did not fit
 	log     *slog.Logger
 
 	full atomic.Bool
+	met  atomic.Bool   // a write did not fit, and there has been no room since
 	free atomic.Uint64 // bytes at the last check
 
 	mu   sync.Mutex // held while the ballast file changes
@@ -30,16 +35,22 @@ type diskWatch struct {
 	done sync.WaitGroup
 }
 
-// openDiskWatch checks once, so that full is right from the start. becameFull is
-// called, from a goroutine of its own, whenever appends begin to be refused.
-func openDiskWatch(c *Config, becameFull func()) *diskWatch {
-	d := &diskWatch{
-		fs: c.FS, dir: c.DataDir, reserve: c.DiskReserveBytes, ballast: c.BallastBytes,
-		log: c.Logger, stop: make(chan struct{}),
+// newDiskWatch returns a watch that has not looked yet; see check and start.
+func newDiskWatch(c *Config) *diskWatch {
+	segment := c.WAL.SegmentBytes
+	if segment == 0 {
+		segment = wal.DefaultSegmentBytes
 	}
-	d.check()
-	d.done.Go(func() { d.watch(c.DiskCheckInterval, becameFull) })
-	return d
+	return &diskWatch{
+		fs: c.FS, dir: c.DataDir, reserve: c.DiskReserveBytes, ballast: c.BallastBytes,
+		least: segment + max(c.BallastBytes, 0), log: c.Logger, stop: make(chan struct{}),
+	}
+}
+
+// start checks from time to time. becameFull is called, from a goroutine of its
+// own, whenever appends begin to be refused.
+func (d *diskWatch) start(interval time.Duration, becameFull func()) {
+	d.done.Go(func() { d.watch(interval, becameFull) })
 }
 
 func (d *diskWatch) close() {
@@ -74,17 +85,22 @@ func (d *diskWatch) check() {
 	}
 	d.free.Store(usage.AvailBytes)
 	free := int64(usage.AvailBytes)
-	if d.reserve > 0 {
+	if d.reserve > 0 || d.full.Load() {
 		d.judge(free)
 	}
 	d.trimBallast(free)
 }
 
 func (d *diskWatch) judge(free int64) {
-	full := free < d.reserve || d.full.Load() && free < d.reserve+d.reserve/diskResumeFraction
+	resume := max(d.reserve, 0) + max(d.reserve, 0)/diskResumeFraction
+	if d.met.Load() {
+		resume = max(resume, d.least)
+	}
+	full := free < d.reserve || d.full.Load() && free < resume
 	if full == d.full.Swap(full) {
 		return
 	}
+	d.met.CompareAndSwap(true, full)
 	if full {
 		d.log.Error("disk is full: appends are refused until there is room", "free_bytes", free, "reserve_bytes", d.reserve)
 		return
@@ -104,6 +120,22 @@ func (d *diskWatch) trimBallast(free int64) {
 	case free > max(d.reserve, 0)+2*d.ballast:
 		d.layBallast()
 	}
+}
+
+// isFull implements roomMaker: appends are refused from here on.
+func (d *diskWatch) isFull(err error) {
+	d.met.Store(true)
+	if !d.full.Swap(true) {
+		d.log.Error("disk is full: appends are refused until there is room", "error", err)
+	}
+}
+
+// makeRoom implements roomMaker: it gives the ballast up if the write fits then.
+func (d *diskWatch) makeRoom(bytes int64) bool {
+	if usage, err := d.fs.GetDiskUsage(d.dir); err == nil && int64(usage.AvailBytes)+d.ballast < bytes {
+		return false
+	}
+	return d.dropBallast()
 }
 
 // dropBallast frees the ballast and reports whether there was any.

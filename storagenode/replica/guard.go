@@ -3,29 +3,47 @@ package replica
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
+
+	"github.com/countinghouse/countinghouse/storagenode/wal"
 )
 
-// diskGuard watches the writes of the log and the stable store. A write that
-// fails ends the node, because what the disk holds after a failed fsync is
-// unknown. So does a write that takes too long: a leader whose disk hangs would
-// otherwise keep its followers waiting while it answers nobody.
+// diskGuard watches what is written to the disk: through the file system, see
+// guardedFS, and the log and the stable store where they do not use it.
+//
+// A failed sync ends the node, because what the disk holds after one is unknown,
+// and the kernel may report success to the next. So does a write that takes too
+// long: a leader whose disk hangs would otherwise keep its followers waiting while
+// it answers nobody. A full disk does not: the ballast is given up, and if that
+// does not help the call fails, and nothing else.
 type diskGuard struct {
 	timeout time.Duration
 	fatal   func(error)
 	metrics *metrics
+	room    roomMaker
 
-	mu       sync.Mutex
-	makeRoom func() bool            // frees space on a full disk and reports whether it could
-	calls    map[uint64]guardedCall // under way, by serial
-	next     uint64
-	stop     chan struct{}
-	done     sync.WaitGroup
+	failed atomic.Pointer[error] // a sync failed: nothing more is written through the file system
+
+	mu    sync.Mutex
+	calls map[uint64]guardedCall // under way, by serial
+	next  uint64
+	stop  chan struct{}
+	done  sync.WaitGroup
+}
+
+// roomMaker is asked where the disk is full.
+type roomMaker interface {
+	// makeRoom frees space for a write of so many bytes, and reports whether it
+	// could and the write is worth another attempt.
+	makeRoom(bytes int64) bool
+	// isFull is told of a write that the disk has no room for.
+	isFull(error)
 }
 
 type guardedCall struct {
@@ -33,26 +51,13 @@ type guardedCall struct {
 	start time.Time
 }
 
-func newDiskGuard(timeout time.Duration, fatal func(error), m *metrics) *diskGuard {
+func newDiskGuard(timeout time.Duration, fatal func(error), m *metrics, room roomMaker) *diskGuard {
 	g := &diskGuard{
-		timeout: timeout, fatal: fatal, makeRoom: func() bool { return false }, metrics: m,
+		timeout: timeout, fatal: fatal, metrics: m, room: room,
 		calls: make(map[uint64]guardedCall), stop: make(chan struct{}),
 	}
 	g.done.Go(g.watch)
 	return g
-}
-
-func (g *diskGuard) setMakeRoom(makeRoom func() bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.makeRoom = makeRoom
-}
-
-func (g *diskGuard) madeRoom() bool {
-	g.mu.Lock()
-	makeRoom := g.makeRoom
-	g.mu.Unlock()
-	return makeRoom()
 }
 
 func (g *diskGuard) close() {
@@ -87,37 +92,95 @@ func (g *diskGuard) oldest() (guardedCall, bool) {
 	return guardedCall{}, false
 }
 
-// do runs one write.
+// do runs one write and sees to it that it does not hang.
 func (g *diskGuard) do(what string, write func() error) error {
-	start := time.Now()
 	g.mu.Lock()
 	serial := g.next
 	g.next++
-	g.calls[serial] = guardedCall{what, start}
+	g.calls[serial] = guardedCall{what, time.Now()}
 	g.mu.Unlock()
-	err := write()
-	g.mu.Lock()
-	delete(g.calls, serial)
-	g.mu.Unlock()
-	g.metrics.diskWrite.Observe(time.Since(start).Seconds())
+	defer func() {
+		g.mu.Lock()
+		delete(g.calls, serial)
+		g.mu.Unlock()
+	}()
+	return write()
+}
+
+// usable returns the error of the sync that failed, if one did.
+func (g *diskGuard) usable() error {
+	if p := g.failed.Load(); p != nil {
+		return fmt.Errorf("nothing is written any more: %w", *p)
+	}
+	return nil
+}
+
+// change runs a write of so many bytes through the file system. Where the disk is
+// full it makes room once and repeats the write, which goes on where it stopped.
+func (g *diskGuard) change(op, name string, bytes int64, write func() error) error {
+	if err := g.usable(); err != nil {
+		return err
+	}
+	err := g.do(op+" "+name, func() error {
+		err := write()
+		if errors.Is(err, unix.ENOSPC) && g.room.makeRoom(bytes) {
+			err = write()
+		}
+		return err
+	})
+	if errors.Is(err, unix.ENOSPC) {
+		g.room.isFull(fmt.Errorf("%s %s: %w", op, name, err))
+	}
 	return err
 }
 
-// must is do for writes whose failure ends the node.
-func (g *diskGuard) must(what string, write func() error) error {
-	err := g.do(what, write)
+// sync runs a sync of a file or directory, whose failure ends the node.
+func (g *diskGuard) sync(name string, sync func() error) error {
+	if err := g.usable(); err != nil {
+		return err
+	}
+	err := g.do("sync of "+name, sync)
 	if err != nil {
+		err = fmt.Errorf("sync of %s: %w: %w", name, errSyncFailed, err)
+		g.failed.CompareAndSwap(nil, &err)
+		g.fatal(err)
+	}
+	return err
+}
+
+// errSyncFailed tells the error of a sync from others with the same cause.
+var errSyncFailed = errors.New("what the disk holds is unknown")
+
+// must runs a write of the log or the stable store. Its failure ends the node, but
+// for one that mayFail allows.
+func (g *diskGuard) must(what string, mayFail func(error) bool, write func() error) error {
+	start := time.Now()
+	err := g.do(what, write)
+	g.metrics.diskWrite.Observe(time.Since(start).Seconds())
+	switch {
+	case err == nil:
+	case mayFail(err):
+		g.room.isFull(fmt.Errorf("%s: %w", what, err))
+	default:
 		g.fatal(fmt.Errorf("%s: %w", what, err))
 	}
 	return err
 }
+
+func never(error) bool { return false }
 
 // guardedLog is a log store whose writes are watched. It also knows the newest
 // snapshot's last entry.
 type guardedLog struct {
 	raft.LogStore
 	guard *diskGuard
-	last  atomic.Pointer[entryID] // nil before the first snapshot
+	// noRoom tells errors of a full disk, which leave the log as it was or with a
+	// part of the entries, from those after which it must not be used.
+	noRoom func(error) bool
+	// refused is called when entries were not stored, or only in part, because the
+	// disk is full. last is the index that the log ends at. It must not block.
+	refused func(last uint64)
+	last    atomic.Pointer[entryID] // nil before the first snapshot
 }
 
 // entryID tells a log entry from all others.
@@ -158,11 +221,12 @@ func (l *guardedLog) IsMonotonic() bool {
 func (l *guardedLog) StoreLog(log *raft.Log) error { return l.StoreLogs([]*raft.Log{log}) }
 
 // StoreLogs implements raft.LogStore. On a full disk it makes room once and
-// stores what the first attempt did not.
+// stores what the first attempt did not. Where that does not help, the entries are
+// refused: a leader steps down, and a follower does not acknowledge them.
 func (l *guardedLog) StoreLogs(logs []*raft.Log) error {
-	return l.guard.must("append to the log", func() error {
+	err := l.guard.must("append to the log", l.noRoom, func() error {
 		err := l.LogStore.StoreLogs(logs)
-		if !errors.Is(err, unix.ENOSPC) || !l.guard.madeRoom() {
+		if err == nil || !l.noRoom(err) || !l.guard.room.makeRoom(bytesOf(logs)) {
 			return err
 		}
 		last, lastErr := l.LogStore.LastIndex()
@@ -174,25 +238,69 @@ func (l *guardedLog) StoreLogs(logs []*raft.Log) error {
 		}
 		return l.LogStore.StoreLogs(logs)
 	})
+	if err != nil && l.noRoom(err) {
+		if last, lastErr := l.LogStore.LastIndex(); lastErr == nil {
+			l.refused(last)
+		}
+	}
+	return err
 }
 
-// DeleteRange implements raft.LogStore.
+func bytesOf(logs []*raft.Log) (n int64) {
+	for _, l := range logs {
+		n += int64(len(l.Data)) + int64(len(l.Extensions))
+	}
+	return n
+}
+
+// DeleteRange implements raft.LogStore. On a full disk it makes room once; where
+// that does not help, the log stays as it is.
 func (l *guardedLog) DeleteRange(first, last uint64) error {
-	return l.guard.must("shorten the log", func() error { return l.LogStore.DeleteRange(first, last) })
+	return l.guard.must("shorten the log", l.noRoom, func() error {
+		err := l.LogStore.DeleteRange(first, last)
+		if err != nil && l.noRoom(err) && l.guard.room.makeRoom(1) {
+			err = l.LogStore.DeleteRange(first, last)
+		}
+		return err
+	})
 }
 
-// guardedStable is a stable store whose writes are watched.
+// walIsFull is the noRoom of a log of package wal.
+func walIsFull(err error) bool {
+	return errors.Is(err, unix.ENOSPC) && !errors.Is(err, wal.ErrPoisoned) && !errors.Is(err, errSyncFailed)
+}
+
+// boltIsFull tells a write of bbolt's that did not fit, which its transaction takes
+// back, from a sync that failed: only the former is a *PathError.
+func boltIsFull(err error) bool {
+	var own *os.PathError
+	return errors.As(err, &own) && errors.Is(own.Err, unix.ENOSPC)
+}
+
+// guardedStable is a stable store whose writes are watched. Where the disk is full
+// it makes room once. A write that fails in spite of that ends the node, for Raft
+// can not go on without it.
 type guardedStable struct {
 	raft.StableStore
 	guard *diskGuard
 }
 
+func (s *guardedStable) write(write func() error) error {
+	return s.guard.must("write term or vote", never, func() error {
+		err := write()
+		if err != nil && boltIsFull(err) && s.guard.room.makeRoom(1) {
+			err = write()
+		}
+		return err
+	})
+}
+
 // Set implements raft.StableStore.
 func (s *guardedStable) Set(key, value []byte) error {
-	return s.guard.must("write term or vote", func() error { return s.StableStore.Set(key, value) })
+	return s.write(func() error { return s.StableStore.Set(key, value) })
 }
 
 // SetUint64 implements raft.StableStore.
 func (s *guardedStable) SetUint64(key []byte, value uint64) error {
-	return s.guard.must("write term or vote", func() error { return s.StableStore.SetUint64(key, value) })
+	return s.write(func() error { return s.StableStore.SetUint64(key, value) })
 }

@@ -27,12 +27,24 @@ func guarded(t *testing.T, timeout time.Duration, storeLogs func(*raft.InmemStor
 		case fatal <- err:
 		default:
 		}
-	}, newMetrics())
+	}, newMetrics(), noRoomMaker{})
 	t.Cleanup(g.close)
 	store := raft.NewInmemStore()
 	f := &faultyLog{InmemStore: store, storeLogs: func(l []*raft.Log) error { return storeLogs(store, l) }}
-	return &guardedLog{LogStore: f, guard: g}, fatal
+	return &guardedLog{LogStore: f, guard: g, noRoom: walIsFull, refused: func(uint64) {}}, fatal
 }
+
+// noRoomMaker has no ballast.
+type noRoomMaker struct{}
+
+func (noRoomMaker) makeRoom(int64) bool { return false }
+func (noRoomMaker) isFull(error)        {}
+
+// roomMakerFunc has some.
+type roomMakerFunc func()
+
+func (f roomMakerFunc) makeRoom(int64) bool { f(); return true }
+func (roomMakerFunc) isFull(error)          {}
 
 func TestAHungDiskEndsTheNode(t *testing.T) {
 	release := make(chan struct{})
@@ -72,7 +84,7 @@ func TestBallastGetsALogOverAFullDisk(t *testing.T) {
 		}
 		return s.StoreLogs(logs)
 	})
-	log.guard.setMakeRoom(func() bool { full = false; return true })
+	log.guard.room = roomMakerFunc(func() { full = false })
 	if err := log.StoreLogs([]*raft.Log{{Index: 1}, {Index: 2}, {Index: 3}, {Index: 4}}); err != nil {
 		t.Fatal(err)
 	}

@@ -166,6 +166,18 @@ func (r *Replica) lostTrack() (string, error) {
 	return "", nil
 }
 
+// entriesRefused is called by the Raft instance, in the midst of a call, when the log
+// has no room for entries. If the log took a part of them, or was shortened before,
+// the instance is wrong about where the log ends.
+func (r *Replica) entriesRefused(last uint64) {
+	if r.current.Load() == nil || r.believedLast() == last {
+		return
+	}
+	r.background.Go(func() {
+		r.restartRaft(fmt.Sprintf("the log ends at %d after entries were refused for want of disk space", last))
+	})
+}
+
 // believedLast returns the index of the log's last entry as the Raft instance
 // remembers it.
 func (r *Replica) believedLast() uint64 {

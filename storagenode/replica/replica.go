@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
 	"golang.org/x/sync/semaphore"
 
@@ -38,6 +39,7 @@ type Replica struct {
 	bolt      boltLog // what was read of a log in bbolt when it was opened
 	stable    *guardedStable
 	closers   []io.Closer // of what Open opened, in that order
+	fs        vfs.FS      // cfg.FS, watched by guard
 	guard     *diskGuard
 	disk      *diskWatch
 	metrics   *metrics
@@ -92,15 +94,19 @@ func Open(cfg Config) (*Replica, error) {
 }
 
 func (r *Replica) open() error {
-	lock, err := lockDataDir(r.cfg.FS, r.cfg.DataDir)
+	// First of all: also the start makes room on a full disk, and must not hang.
+	r.disk = newDiskWatch(&r.cfg)
+	r.guard = newDiskGuard(r.cfg.HungDiskTimeout, r.fatal, r.metrics, r.disk)
+	r.fs = &guardedFS{FS: r.cfg.FS, guard: r.guard}
+	lock, err := lockDataDir(r.fs, r.cfg.DataDir)
 	if err != nil {
 		return err
 	}
 	r.closers = append(r.closers, lock)
-	if _, err := claim(r.cfg.FS, r.cfg.DataDir, r.identity()); err != nil {
+	if _, err := claim(r.fs, r.cfg.DataDir, r.identity()); err != nil {
 		return err
 	}
-	r.guard = newDiskGuard(r.cfg.HungDiskTimeout, r.fatal, r.metrics)
+	r.disk.check()
 	if err := r.openLogs(); err != nil {
 		return err
 	}
@@ -115,8 +121,7 @@ func (r *Replica) open() error {
 		return err
 	}
 	r.transport.setReceiver(r)
-	r.disk = openDiskWatch(&r.cfg, r.leaveFullDisk)
-	r.guard.setMakeRoom(r.disk.dropBallast)
+	r.disk.start(r.cfg.DiskCheckInterval, r.leaveFullDisk)
 	r.background.Go(r.takeWantedSnapshots)
 	r.background.Go(r.watchDamage)
 	return nil
@@ -160,7 +165,10 @@ func (r *Replica) openLogs() error {
 		return err
 	}
 	r.closers = append(r.closers, logs)
-	r.logs = &guardedLog{LogStore: logs, guard: r.guard}
+	r.logs = &guardedLog{LogStore: logs, guard: r.guard, noRoom: walIsFull, refused: r.entriesRefused}
+	if r.cfg.LogStore == LogStoreBolt {
+		r.logs.noRoom = boltIsFull
+	}
 	return r.checkTerm()
 }
 
@@ -189,13 +197,13 @@ func (r *Replica) checkTerm() error {
 func (r *Replica) openWAL() (*wal.WAL, error) {
 	o := r.cfg.WAL
 	o.OnFatal = r.fatal
-	return wal.Open(r.cfg.FS, r.path(walDir), o)
+	return wal.Open(r.fs, r.path(walDir), o)
 }
 
 // openStore opens the live store, and the snapshots beside it.
 func (r *Replica) openStore() error {
 	var err error
-	fs := r.cfg.FS
+	fs := r.fs
 	r.snapshots, err = openSnapshots(fs, r.path(snapshotsDir), r.cfg.Cluster, r.cfg.Shard, r.cfg.Logger)
 	if err != nil {
 		return err

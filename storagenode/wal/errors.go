@@ -20,7 +20,7 @@ var (
 	ErrTooLarge = errors.New("entry is too large")
 	// ErrClosed is returned by calls after Close.
 	ErrClosed = errors.New("log is closed")
-	// ErrPoisoned marks every call after a write or an fsync failed: what the
+	// ErrPoisoned marks every change after a write or an fsync failed: what the
 	// disk holds from there on is unknown until the log is opened again.
 	ErrPoisoned = errors.New("log is out of service after an I/O error")
 )

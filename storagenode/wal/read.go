@@ -13,7 +13,7 @@ import (
 // *CorruptError.
 func (w *WAL) GetLog(index uint64, log *raft.Log) error {
 	w.mu.RLock()
-	if err := w.usable(); err != nil {
+	if err := w.open(); err != nil {
 		w.mu.RUnlock()
 		return err
 	}

@@ -35,7 +35,7 @@ type Options struct {
 	// 0 means DefaultRecycleFiles, a negative number none.
 	RecycleFiles int
 	// OnFatal is called once, in its own goroutine, with the first error of a
-	// write or an fsync. The process should end: the log serves no call any more.
+	// write or an fsync. The process should end: the log takes nothing any more.
 	OnFatal func(error)
 	// MetricLabels are constant labels of every metric.
 	MetricLabels prometheus.Labels
@@ -169,14 +169,14 @@ func (w *WAL) IsMonotonic() bool { return true }
 func (w *WAL) FirstIndex() (uint64, error) {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
-	return w.first, w.usable()
+	return w.first, w.open()
 }
 
 // LastIndex returns the index of the last entry, 0 when there is none.
 func (w *WAL) LastIndex() (uint64, error) {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
-	return w.last, w.usable()
+	return w.last, w.open()
 }
 
 // MaxEntryBytes is the most that an entry's Data and Extensions may have
@@ -199,12 +199,19 @@ func (w *WAL) Recovery() Recovery { return w.recovery }
 // Metrics returns the log's collectors, to be registered by the caller.
 func (w *WAL) Metrics() prometheus.Collector { return w.metrics }
 
-// usable returns why the log can not be used, if so. The caller holds writing
+// usable returns why the log can not be changed, if so. The caller holds writing
 // or mu.
 func (w *WAL) usable() error {
 	if err := w.outOfService(); err != nil {
 		return err
 	}
+	return w.open()
+}
+
+// open returns an error once the log is closed. Reads ask for no more: what was
+// acknowledged before an I/O error is on disk, and a Raft library that can not read
+// it panics before the error is told. The caller holds writing or mu.
+func (w *WAL) open() error {
 	if w.closed {
 		return fmt.Errorf("wal: %s: %w", w.dir, ErrClosed)
 	}
@@ -220,7 +227,7 @@ func (w *WAL) outOfService() error {
 
 // fail takes the log out of service: what a failed write or fsync left on the
 // disk is unknown, and a second fsync would report success for pages that the
-// kernel has dropped. It returns the error that every call returns from here on.
+// kernel has dropped. It returns the error that every change returns from here on.
 func (w *WAL) fail(op, path string, cause error) error {
 	err := fmt.Errorf("wal: %s: %s: %w: %w", path, op, ErrPoisoned, cause)
 	if w.fatal.CompareAndSwap(nil, &err) {
