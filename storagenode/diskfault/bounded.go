@@ -1,7 +1,6 @@
 package diskfault
 
 import (
-	"fmt"
 	"os"
 	"strings"
 	"sync"
@@ -23,6 +22,7 @@ type Bounded struct {
 	mu       sync.Mutex
 	capacity int64 // bytes
 	used     int64 // bytes
+	refused  int64 // operations that did not fit
 	nodes    map[string]*node
 }
 
@@ -51,6 +51,13 @@ func (b *Bounded) Free() int64 {
 	return max(b.capacity-b.used, 0)
 }
 
+// Refused returns how many operations did not fit.
+func (b *Bounded) Refused() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.refused
+}
+
 // GetDiskUsage implements vfs.FS.
 func (b *Bounded) GetDiskUsage(string) (vfs.DiskUsage, error) {
 	b.mu.Lock()
@@ -58,7 +65,11 @@ func (b *Bounded) GetDiskUsage(string) (vfs.DiskUsage, error) {
 	return vfs.DiskUsage{AvailBytes: uint64(max(b.capacity-b.used, 0)), TotalBytes: uint64(b.capacity), UsedBytes: uint64(b.used)}, nil
 }
 
-func full(op, name string) error { return &os.PathError{Op: op, Path: name, Err: unix.ENOSPC} }
+// full refuses an operation. REQUIRES: mu held.
+func (b *Bounded) full(op, name string) error {
+	b.refused++
+	return &os.PathError{Op: op, Path: name, Err: unix.ENOSPC}
+}
 
 // grow makes the node at least size bytes large, as far as there is room, and
 // returns how large it is. REQUIRES: mu held.
@@ -91,7 +102,7 @@ func (b *Bounded) drop(name string) {
 func (b *Bounded) add(op, name string) (*node, error) {
 	n := &node{names: 1}
 	if b.grow(n, 1) == 0 {
-		return nil, full(op, name)
+		return nil, b.full(op, name)
 	}
 	b.nodes[name] = n
 	return n, nil
@@ -230,7 +241,7 @@ func (f *boundedFile) fit(at, n int64) (int64, error) {
 	if have >= at+n {
 		return n, nil
 	}
-	return max(have-at, 0), full("write", f.name)
+	return max(have-at, 0), f.fs.full("write", f.name)
 }
 
 // Write implements io.Writer.
@@ -262,8 +273,9 @@ func (f *boundedFile) Preallocate(at, n int64) error {
 	if have < at+n { // all or nothing
 		f.fs.used -= have - before
 		f.node.bytes = before
+		err := f.fs.full("preallocate", f.name)
 		f.fs.mu.Unlock()
-		return fmt.Errorf("preallocate %s: %w", f.name, unix.ENOSPC)
+		return err
 	}
 	f.fs.mu.Unlock()
 	info, err := f.File.Stat()

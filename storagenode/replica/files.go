@@ -42,8 +42,12 @@ func writeFileSync(fs vfs.FS, name string, content []byte) error {
 		return err
 	}
 	defer f.Close()
-	if _, err := f.Write(content); err != nil {
-		return err
+	n, err := f.Write(content)
+	if err == nil && n < len(content) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	return f.Sync()
 }

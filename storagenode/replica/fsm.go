@@ -118,6 +118,10 @@ func (f *fsm) applyOne(l *raft.Log) any {
 	if errors.As(err, &refused) {
 		return refused
 	}
+	if errors.Is(err, store.ErrInterrupted) { // the node is being closed, and the log has the entry
+		f.failed.Store(true)
+		return refusal.ErrUnavailable
+	}
 	f.fail(fmt.Errorf("apply log entry %d: %w", l.Index, err))
 	return err
 }

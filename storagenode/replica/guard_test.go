@@ -3,12 +3,18 @@ package replica
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
+
+	"github.com/countinghouse/countinghouse/storagenode/diskfault"
+	"github.com/countinghouse/countinghouse/storagenode/wal"
 )
 
 // faultyLog is a log store whose writes fail or hang.
@@ -96,4 +102,143 @@ func TestBallastGetsALogOverAFullDisk(t *testing.T) {
 		t.Errorf("the node ended: %v", err)
 	default:
 	}
+}
+
+// A log that can not be shortened, and a term that can not be written, for want of
+// room get it from the ballast.
+func TestBallastHelpsTruncationAndVotes(t *testing.T) {
+	full := &os.PathError{Op: "write", Path: "stable.db", Err: unix.ENOSPC}
+	log, fatal := guarded(t, time.Minute, (*raft.InmemStore).StoreLogs)
+	if err := log.StoreLogs([]*raft.Log{{Index: 1}, {Index: 2}}); err != nil {
+		t.Fatal(err)
+	}
+	var refuse error = full
+	log.guard.room = roomMakerFunc(func() { refuse = nil })
+	stable := &guardedStable{StableStore: refusingStable{raft.NewInmemStore(), &refuse}, guard: log.guard}
+	if err := stable.SetUint64([]byte("CurrentTerm"), 7); err != nil {
+		t.Errorf("term: %v", err)
+	}
+	refuse = full
+	log.LogStore = &refusingLog{log.LogStore.(*faultyLog).InmemStore, &refuse}
+	if err := log.DeleteRange(1, 1); err != nil {
+		t.Errorf("truncation: %v", err)
+	}
+	if first, _ := log.FirstIndex(); first != 2 {
+		t.Errorf("the log begins at %d", first)
+	}
+	neverFatal(t, fatal)
+	// Without a ballast the log stays as it is, and the node goes on; a term that
+	// can not be written ends it.
+	log.guard.room = noRoomMaker{}
+	refuse = full
+	if err := log.DeleteRange(2, 2); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("truncation: %v", err)
+	}
+	neverFatal(t, fatal)
+	if err := stable.Set([]byte("LastVoteCand"), []byte("m1")); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("vote: %v", err)
+	}
+	if err := <-fatal; !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("the node ended with %v", err)
+	}
+}
+
+type refusingLog struct {
+	*raft.InmemStore
+	err *error
+}
+
+func (r refusingLog) DeleteRange(first, last uint64) error {
+	if *r.err != nil {
+		return *r.err
+	}
+	return r.InmemStore.DeleteRange(first, last)
+}
+
+type refusingStable struct {
+	*raft.InmemStore
+	err *error
+}
+
+func (r refusingStable) Set(key, value []byte) error {
+	if *r.err != nil {
+		return *r.err
+	}
+	return r.InmemStore.Set(key, value)
+}
+
+func (r refusingStable) SetUint64(key []byte, value uint64) error {
+	if *r.err != nil {
+		return *r.err
+	}
+	return r.InmemStore.SetUint64(key, value)
+}
+
+// A sync of bbolt's that fails for want of room is a failed sync.
+func TestAFailedSyncOfBoltIsNotAFullDisk(t *testing.T) {
+	if boltIsFull(unix.ENOSPC) || !boltIsFull(&os.PathError{Op: "write", Err: unix.ENOSPC}) {
+		t.Error("the error of fdatasync and that of a write are not told apart")
+	}
+	if walIsFull(fmt.Errorf("%w: %w", errSyncFailed, unix.ENOSPC)) || walIsFull(fmt.Errorf("%w: %w", wal.ErrPoisoned, unix.ENOSPC)) {
+		t.Error("a log out of service counts as one on a full disk")
+	}
+}
+
+// Entries that the log takes in part, after it was shortened for them, leave the
+// Raft instance wrong about where the log ends: it begins again.
+func TestEntriesRefusedInPartRestartRaft(t *testing.T) {
+	var full atomic.Bool
+	follower, _, fatal := single(t, func(c *Config) {
+		c.FS = diskfault.Wrap(vfs.Default, func(op diskfault.Op) diskfault.Fault {
+			if full.Load() && op.Kind == diskfault.Preallocate {
+				return diskfault.Fault{Err: unix.ENOSPC}
+			}
+			return diskfault.Fault{}
+		})
+		c.WAL.SegmentBytes, c.WAL.RecycleFiles = 32<<10, -1
+		c.Peers = append(c.Peers, Peer{"m1", "127.0.0.1:1"}, Peer{"m2", "127.0.0.1:2"})
+		c.HeartbeatTimeout, c.LeaderLease = time.Minute, time.Minute // it stays a follower
+	})
+	leader := newFakeLeader(t, follower, 9)
+	if r := leader.appendNoops(1, 1, 2, 20, 1, 0); !r.Success {
+		t.Fatalf("entries: %+v", r)
+	}
+	full.Store(true)
+	// Entries of a later term replace 11 to 20. Each fills a segment, and there are one
+	// or two.
+	big := func(prevTerm uint64, first uint64) raft.AppendEntriesResponse {
+		req := &raft.AppendEntriesRequest{RPCHeader: leader.header(), Term: 9, PrevLogEntry: first - 1, PrevLogTerm: prevTerm}
+		for i := first; i <= 16; i++ {
+			req.Entries = append(req.Entries, &raft.Log{Index: i, Term: 9, Type: raft.LogNoop, Data: make([]byte, 25<<10)})
+		}
+		var resp raft.AppendEntriesResponse
+		if err := leader.tr.AppendEntries("m0", follower.transport.LocalAddr(), req, &resp); err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+	if r := big(1, 11); r.Success {
+		t.Error("entries that did not fit were acknowledged")
+	}
+	last, err := follower.logs.LastIndex()
+	if err != nil || last < 10 || last >= 16 {
+		t.Fatalf("the log ends at %d, %v", last, err)
+	}
+	await(t, "raft begins again", func() bool { return follower.raft().LastIndex() == last })
+	full.Store(false)
+	prevTerm := uint64(1)
+	if last > 10 {
+		prevTerm = 9
+	}
+	if r := big(prevTerm, last+1); !r.Success {
+		t.Errorf("entries after there is room: %+v", r)
+	}
+	if r := leader.appendNoops(16, 9, 17, 18, 9, 18); !r.Success {
+		t.Errorf("entries after there is room: %+v", r)
+	}
+	if last, err := follower.logs.LastIndex(); last != 18 || err != nil {
+		t.Errorf("the log ends at %d, %v", last, err)
+	}
+	t.Logf("the log ended at %d of 16", last)
+	neverFatal(t, fatal)
 }

@@ -2,13 +2,19 @@ package sstable
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/countinghouse/countinghouse/record"
 )
+
+// ErrSyncFailed marks the error of a sync: what the disk holds is unknown, and a
+// second sync that succeeds says nothing. It is never worth a retry.
+var ErrSyncFailed = errors.New("sync failed")
 
 // bufferBlocks blocks, 1 MiB, are written at a time.
 const bufferBlocks = 16
@@ -139,7 +145,11 @@ func (w *Writer) flush() error {
 }
 
 func (w *Writer) write(b []byte) error {
-	if _, err := w.file.Write(b); err != nil {
+	n, err := w.file.Write(b)
+	if err == nil && n < len(b) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
 		return fmt.Errorf("table %s: write: %w", w.tempPath(), err)
 	}
 	return nil
@@ -211,7 +221,7 @@ func (w *Writer) sections() [][]byte {
 // publish syncs the file, gives it its name, and syncs the directory.
 func (w *Writer) publish() error {
 	if err := w.file.Sync(); err != nil {
-		return fmt.Errorf("table %s: sync: %w", w.tempPath(), err)
+		return fmt.Errorf("table %s: %w: %w", w.tempPath(), ErrSyncFailed, err)
 	}
 	file := w.file
 	w.file = nil
@@ -234,18 +244,19 @@ func (w *Writer) Abort() {
 	_ = w.fs.Remove(w.tempPath())
 }
 
-// SyncDir makes the names in dir durable.
+// SyncDir makes the names in dir durable. Its errors match ErrSyncFailed: what was
+// renamed may or may not be found again.
 func SyncDir(fs vfs.FS, dir string) error {
 	d, err := fs.OpenDir(dir)
 	if err != nil {
-		return fmt.Errorf("directory %s: open: %w", dir, err)
+		return fmt.Errorf("directory %s: open: %w: %w", dir, ErrSyncFailed, err)
 	}
 	if err := d.Sync(); err != nil {
 		_ = d.Close()
-		return fmt.Errorf("directory %s: sync: %w", dir, err)
+		return fmt.Errorf("directory %s: %w: %w", dir, ErrSyncFailed, err)
 	}
 	if err := d.Close(); err != nil {
-		return fmt.Errorf("directory %s: close: %w", dir, err)
+		return fmt.Errorf("directory %s: close: %w: %w", dir, ErrSyncFailed, err)
 	}
 	return nil
 }

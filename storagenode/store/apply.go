@@ -39,13 +39,14 @@ func (s *Shard) OpenStream(index uint64, sym record.Symbol, epoch uint64) (OpenR
 // CODE_NOT_OWNER, CODE_FENCED, CODE_DUPLICATE, CODE_GAP; any other error is
 // fatal. One Raft entry carries one batch: an entry whose index the instrument
 // has seen already is taken for a replay and skipped without an error, but the one
-// that the instrument ends with must be the same again. Append waits when the memtables are at twice their bound. FSM goroutine only.
+// that the instrument ends with must be the same again. Append waits while the memtables are at twice their bound, which on a
+// full disk is until there is room, or Interrupt is called. FSM goroutine only.
 //
 // b must come from record.ParseBatch, or from record.TrustBatch of bytes that
 // were checked before.
 func (s *Shard) Append(index uint64, b record.Batch) (lastSeq uint64, err error) {
-	if s.memBytes.Load() >= 2*s.opts.MemtableTotalBytesMax {
-		s.work.waitForRoom(s)
+	if s.memBytes.Load() >= 2*s.opts.MemtableTotalBytesMax && !s.work.waitForRoom(s) {
+		return 0, fmt.Errorf("store %s: append at index %d: %w", s.dir, index, ErrInterrupted)
 	}
 	if err := s.writable(); err != nil {
 		return 0, err
@@ -85,6 +86,8 @@ func (s *Shard) Append(index uint64, b record.Batch) (lastSeq uint64, err error)
 // epoch. index is the Raft index of the entry; a replayed entry that is covered
 // already changes nothing. FSM goroutine only.
 //
+// On a full disk SetOwned waits until there is room, or Interrupt is called.
+//
 // The list is written here and not with the next flush, because whether an entry
 // is refused depends on what the instruments hold: a replay may see them further
 // on than the entry did.
@@ -109,9 +112,8 @@ func (s *Shard) SetOwned(index uint64, instruments []record.Symbol) error {
 	if len(removed) == 0 && !added {
 		return nil
 	}
-	if err := s.writeState(index, s.state.covered, set); err != nil {
-		s.fail(err)
-		return s.writable()
+	if err := s.writeStateWhenRoom(index, set); err != nil {
+		return err
 	}
 	s.owned.Store(set)
 	if err := s.discard(removed); err != nil {
@@ -119,6 +121,23 @@ func (s *Shard) SetOwned(index uint64, instruments []record.Symbol) error {
 		return s.writable()
 	}
 	return nil
+}
+
+// writeStateWhenRoom is writeState for an entry, which must have its effect: while
+// the disk is full it waits. The caller holds stateMu, which is given up meanwhile.
+func (s *Shard) writeStateWhenRoom(ownedIndex uint64, set *ownedSet) error {
+	for {
+		err := s.failUnlessFull(s.writeState(ownedIndex, s.state.covered, set))
+		if !noRoom(err) {
+			return err
+		}
+		s.stateMu.Unlock()
+		again := s.work.pause(s.opts.FullDiskRetry)
+		s.stateMu.Lock()
+		if !again {
+			return fmt.Errorf("store %s: %w: %w", s.dir, ErrInterrupted, err)
+		}
+	}
 }
 
 // plan returns the set of the wanted instruments and those that leave it.

@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
+	"syscall"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -30,14 +31,27 @@ func writeSynced(fs vfs.FS, path string, b []byte) error {
 	if err != nil {
 		return fmt.Errorf("file %s: create: %w", path, err)
 	}
-	_, err = f.Write(slices.Clone(b)) // Write may change its argument
+	n, err := f.Write(slices.Clone(b)) // Write may change its argument
+	if err == nil && n < len(b) {
+		err = io.ErrShortWrite
+	}
 	if err == nil {
-		err = f.Sync()
+		if err = f.Sync(); err != nil {
+			err = fmt.Errorf("%w: %w", sstable.ErrSyncFailed, err)
+		}
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
+		_ = fs.Remove(path) // on a full disk each byte counts
 		return fmt.Errorf("file %s: write: %w", path, err)
 	}
 	return nil
+}
+
+// noRoom reports whether err is of a full disk, and nothing more: what was to be
+// written was not, and everything is as it was. A sync that fails for want of room
+// is a failed sync.
+func noRoom(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) && !errors.Is(err, sstable.ErrSyncFailed) && !errors.Is(err, ErrPoisoned)
 }
 
 // readFile returns the content of a file of at most maxBytes.

@@ -14,7 +14,8 @@ import (
 const persistParallel = 8
 
 // Flush makes everything applied before the call durable in tables and
-// manifests, and advances DurableIndex.
+// manifests, and advances DurableIndex. On a full disk (ENOSPC) it fails, and may
+// be called again.
 func (s *Shard) Flush() error {
 	if err := s.writable(); err != nil {
 		return err
@@ -43,11 +44,17 @@ func (s *Shard) checkpoint(index uint64) error {
 	if err := s.writable(); err != nil {
 		return err
 	}
-	if err := s.writeState(s.state.ownedIndex, index, s.owned.Load()); err != nil {
-		s.fail(err)
-		return s.writable()
+	return s.failUnlessFull(s.writeState(s.state.ownedIndex, index, s.owned.Load()))
+}
+
+// failUnlessFull takes the shard out of service for err, unless err says that the
+// disk is full: then the call has changed nothing and may be repeated.
+func (s *Shard) failUnlessFull(err error) error {
+	if err == nil || noRoom(err) {
+		return err
 	}
-	return nil
+	s.fail(err)
+	return s.writable()
 }
 
 // flushInstrument makes the instrument's current state durable.
@@ -58,7 +65,7 @@ func (s *Shard) flushInstrument(in *instrument) error {
 }
 
 // flushLocked makes v, a captured view of in, durable, if it is not yet. Errors
-// are fatal. The caller holds diskMu.
+// other than that of a full disk are fatal. The caller holds diskMu.
 func (s *Shard) flushLocked(in *instrument, v *view) error {
 	if in.gone || v.index <= in.disk.index {
 		return nil
@@ -69,8 +76,7 @@ func (s *Shard) flushLocked(in *instrument, v *view) error {
 	start := time.Now()
 	t, err := s.flushTo(in, v)
 	if err != nil {
-		s.fail(fmt.Errorf("instrument %s: flush: %w", in.sym, err))
-		return s.writable()
+		return s.failUnlessFull(fmt.Errorf("instrument %s: flush: %w", in.sym, err))
 	}
 	if t != nil {
 		s.metrics.flushes.Add(1)
@@ -100,7 +106,11 @@ func (s *Shard) flushTo(in *instrument, v *view) (*table, error) {
 		t = s.cache.newTable(in.dir, in.sym, meta)
 		metas = append(metas[:len(metas):len(metas)], meta)
 	}
-	return t, s.writeManifest(in, v.manifest(in.sym, metas))
+	err := s.writeManifest(in, v.manifest(in.sym, metas))
+	if noRoom(err) && t != nil {
+		_ = s.fs.Remove(t.path) // no manifest names it; the next attempt writes another
+	}
+	return t, err
 }
 
 // writeTable writes the records of v's memtable that come after seq from.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"syscall"
 
 	"github.com/countinghouse/countinghouse/storagenode/sstable"
 )
@@ -70,7 +69,7 @@ func (s *Shard) mergeInstrument(in *instrument) {
 		switch {
 		case errors.Is(err, errClosed):
 			return
-		case errors.Is(err, ErrCorrupt), errors.Is(err, syscall.ENOSPC):
+		case errors.Is(err, ErrCorrupt), noRoom(err):
 			// Nothing is lost that was not before: a damaged table stays as it
 			// is, readers are told what it lacks and verify finds it; without
 			// room the parts stay until the next flush asks again.
@@ -78,7 +77,11 @@ func (s *Shard) mergeInstrument(in *instrument) {
 			return
 		}
 		if err == nil {
-			err = s.installMerged(in, parts, meta)
+			if err = s.installMerged(in, parts, meta); noRoom(err) {
+				_ = s.fs.Remove(s.fs.PathJoin(in.dir, tableName(meta.first, meta.last))) // no manifest names it
+				s.gaveUp(err)
+				return
+			}
 		}
 		if err != nil {
 			s.fail(fmt.Errorf("instrument %s: merge: %w", in.sym, err))

@@ -1,5 +1,7 @@
 package store
 
+import "time"
+
 // Options bound a Shard. A zero field takes its default.
 type Options struct {
 	// MemtableBytesMax is the size in bytes at which one instrument's
@@ -14,6 +16,9 @@ type Options struct {
 	// OpenTablesMax bounds the tables that are mapped into memory at a time
 	// beyond those being read; default 4096.
 	OpenTablesMax int
+	// FullDiskRetry is how long after a flush that met a full disk it is tried again;
+	// default 1 s.
+	FullDiskRetry time.Duration
 	// OnFatal is called once, on a goroutine of its own, with the first error
 	// after which the shard takes no more writes. The process should end: what is in
 	// the memtables can not be made durable any more. Reads go on.
@@ -25,6 +30,7 @@ const (
 	defaultMemtableTotalBytesMax = 256 << 20
 	defaultTableBytesMax         = 1 << 30
 	defaultOpenTablesMax         = 4096
+	defaultFullDiskRetry         = time.Second
 )
 
 func (o Options) withDefaults() Options {
@@ -39,6 +45,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.OpenTablesMax <= 0 {
 		o.OpenTablesMax = defaultOpenTablesMax
+	}
+	if o.FullDiskRetry <= 0 {
+		o.FullDiskRetry = defaultFullDiskRetry
 	}
 	if o.OnFatal == nil {
 		o.OnFatal = func(error) {}

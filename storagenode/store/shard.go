@@ -21,6 +21,10 @@ var ErrCorrupt = record.ErrCorrupt
 // ErrPoisoned is wrapped by every write after the first fatal error.
 var ErrPoisoned = errors.New("shard takes no more writes after an error")
 
+// ErrInterrupted is returned by an Append or SetOwned whose wait Interrupt has ended. The
+// entry has had no effect.
+var ErrInterrupted = errors.New("interrupted while waiting for room")
+
 // errClosed ends what is waiting when the shard is closed.
 var errClosed = errors.New("shard is closed")
 
@@ -117,6 +121,11 @@ func (s *Shard) writable() error {
 	}
 	return nil
 }
+
+// Interrupt ends the waits of Append and SetOwned, now and in the future, and the
+// background's attempts to flush to a full disk. It is the first step of an orderly
+// end, and may be called from any goroutine.
+func (s *Shard) Interrupt() { s.work.interrupt() }
 
 // Close ends the background work and unlocks the directory. It flushes nothing:
 // the log has what the memtables hold; call Flush before for a quick restart.

@@ -17,11 +17,15 @@ type work struct {
 	largest bool // the memtables together are over their bound
 	ended   atomic.Bool
 	wg      sync.WaitGroup
+
+	interrupted   chan struct{} // closed by interrupt
+	interruptOnce sync.Once
 }
 
 func (w *work) init() {
 	w.cond = sync.NewCond(&w.mu)
 	w.merges = map[*instrument]bool{}
+	w.interrupted = make(chan struct{})
 }
 
 func (w *work) start(s *Shard) {
@@ -37,8 +41,35 @@ func (w *work) start(s *Shard) {
 // stop ends both goroutines and waits for them.
 func (w *work) stop() {
 	w.ended.Store(true)
-	w.wakeAll()
+	w.interrupt()
 	w.wg.Wait()
+}
+
+func (w *work) interrupt() {
+	w.interruptOnce.Do(func() { close(w.interrupted) })
+	w.wakeAll()
+}
+
+func (w *work) isInterrupted() bool {
+	select {
+	case <-w.interrupted:
+		return true
+	default:
+		return false
+	}
+}
+
+// pause waits before the next attempt on a full disk, and reports false if there is
+// to be none.
+func (w *work) pause(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-w.interrupted:
+		return false
+	}
 }
 
 func (w *work) stopped() bool { return w.ended.Load() }
@@ -81,18 +112,20 @@ func (w *work) merge(in *instrument) {
 func (w *work) madeRoom() { w.wakeAll() }
 
 // waitForRoom waits until the memtables are below twice their bound, or nothing
-// will be flushed any more.
-func (w *work) waitForRoom(s *Shard) {
+// will be flushed any more. It reports false if it was interrupted before.
+func (w *work) waitForRoom(s *Shard) bool {
 	start := time.Now()
 	s.metrics.stalls.Add(1)
 	w.mu.Lock()
 	w.largest = true
 	w.cond.Broadcast()
-	for s.memBytes.Load() >= 2*s.opts.MemtableTotalBytesMax && s.poison.Load() == nil && !w.stopped() {
+	over := func() bool { return s.memBytes.Load() >= 2*s.opts.MemtableTotalBytesMax }
+	for over() && s.poison.Load() == nil && !w.isInterrupted() {
 		w.cond.Wait()
 	}
 	w.mu.Unlock()
 	s.metrics.stallNanos.Add(uint64(time.Since(start)))
+	return !over() || s.poison.Load() != nil
 }
 
 // runFlushes serves the flush queue first and the total bound after it.
@@ -108,7 +141,12 @@ func (w *work) runFlushes(s *Shard) {
 			}
 		}
 		in.queued.Store(false) // what is appended from here on may queue it again
-		if s.flushInstrument(in) != nil {
+		if err := s.flushInstrument(in); noRoom(err) {
+			w.flush(in)
+			if !w.pause(s.opts.FullDiskRetry) {
+				return
+			}
+		} else if err != nil {
 			return // poisoned
 		}
 	}
