@@ -285,6 +285,7 @@ func TestALeaderWithAFullDiskHandsOver(t *testing.T) {
 	if _, err := scan(t, leader, &storagepb.ScanRequest{Instrument: "A", Stale: true}); err != nil {
 		t.Errorf("a stale read with a full disk: %v", err)
 	}
+	disks[full.id].free.Store(1 << 30) // else no quorum has room
 	write(t, c.leader(), "A", 2, 100, 10)
 }
 

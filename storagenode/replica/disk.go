@@ -2,6 +2,7 @@ package replica
 
 import (
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,10 +48,10 @@ func newDiskWatch(c *Config) *diskWatch {
 	}
 }
 
-// start checks from time to time. becameFull is called, from a goroutine of its
-// own, whenever appends begin to be refused.
-func (d *diskWatch) start(interval time.Duration, becameFull func()) {
-	d.done.Go(func() { d.watch(interval, becameFull) })
+// start checks from time to time. While appends are refused isFull is called, again
+// and again, from a goroutine of its own.
+func (d *diskWatch) start(interval time.Duration, isFull func()) {
+	d.done.Go(func() { d.watch(interval, isFull) })
 }
 
 func (d *diskWatch) close() {
@@ -58,16 +59,17 @@ func (d *diskWatch) close() {
 	d.done.Wait()
 }
 
-func (d *diskWatch) watch(interval time.Duration, becameFull func()) {
+func (d *diskWatch) watch(interval time.Duration, isFull func()) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
-	wasFull := false
+	var busy atomic.Bool
 	for {
-		full := d.full.Load()
-		if full && !wasFull {
-			d.done.Go(becameFull)
+		if d.full.Load() && !busy.Swap(true) {
+			d.done.Go(func() {
+				defer busy.Store(false)
+				isFull()
+			})
 		}
-		wasFull = full
 		select {
 		case <-ticker.C:
 			d.check()
@@ -77,14 +79,20 @@ func (d *diskWatch) watch(interval time.Duration, becameFull func()) {
 	}
 }
 
-func (d *diskWatch) check() {
+// usage returns how many bytes are free.
+func (d *diskWatch) usage() (int64, error) {
 	usage, err := d.fs.GetDiskUsage(d.dir)
+	return int64(min(usage.AvailBytes, math.MaxInt64)), err
+}
+
+func (d *diskWatch) check() {
+	free, err := d.usage()
 	if err != nil {
 		d.log.Warn("free disk space is unknown", "dir", d.dir, "error", err)
+		d.full.Store(false) // the next write tells whether there is room
 		return
 	}
-	d.free.Store(usage.AvailBytes)
-	free := int64(usage.AvailBytes)
+	d.free.Store(uint64(free))
 	if d.reserve > 0 || d.full.Load() {
 		d.judge(free)
 	}
@@ -132,7 +140,7 @@ func (d *diskWatch) isFull(err error) {
 
 // makeRoom implements roomMaker: it gives the ballast up if the write fits then.
 func (d *diskWatch) makeRoom(bytes int64) bool {
-	if usage, err := d.fs.GetDiskUsage(d.dir); err == nil && int64(usage.AvailBytes)+d.ballast < bytes {
+	if free, err := d.usage(); err == nil && free < bytes-max(d.ballast, 0) {
 		return false
 	}
 	return d.dropBallast()

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -63,7 +64,9 @@ func ownerOrFatal(t *testing.T, r *Replica, fatal <-chan error) (err error) {
 			return true
 		default:
 		}
-		v, readErr := r.Read(t.Context(), false)
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond) // a node that has ended applies nothing
+		defer cancel()
+		v, readErr := r.Read(ctx, false)
 		if readErr != nil {
 			return false
 		}
@@ -132,7 +135,7 @@ func loneMember(m *machine, fs vfs.FS) (Config, chan error) {
 	cfg := Config{
 		Cluster: "test", Shard: "s1", ID: "m0", Address: "127.0.0.1:1", Peers: []Peer{{"m0", "127.0.0.1:1"}},
 		Instruments: []record.Symbol{record.MustSymbol("A")}, SnapshotInterval: time.Hour, TrailingEntries: 1,
-		DiskReserveBytes: -1, BallastBytes: -1,
+		DiskReserveBytes: -1, BallastBytes: -1, DiskCheckInterval: 5 * time.Millisecond,
 		OnFatal: func(err error) { fatal <- err },
 	}
 	m.configure(&cfg, fs)
@@ -312,4 +315,53 @@ func TestAHangOfAnyFileEndsTheNode(t *testing.T) {
 			<-done
 		})
 	}
+}
+
+// Whatever operation that changes the disk fails, and however: the node goes on or it
+// ends and names the file, and a start finds everything that was acknowledged.
+func TestFaultAtEveryOperation(t *testing.T) {
+	changes := func(op diskfault.Op) bool { return op.Kind.Changes() }
+	for name, fault := range map[string]diskfault.Fault{
+		"EIO":                          {Err: unix.EIO},
+		"ENOSPC":                       {Err: unix.ENOSPC},
+		"short write, then ENOSPC":     {Err: unix.ENOSPC, Short: true},
+		"short write without an error": {Short: true},
+	} {
+		picks := changes
+		if fault.Short {
+			picks = func(op diskfault.Op) bool { return op.Kind == diskfault.Write }
+		}
+		t.Run(name, func(t *testing.T) {
+			var outcomes counts
+			n := atEveryFault(t, picks, func(t *testing.T, n int) {
+				run := runWithFault(t, n, picks, fault, nil)
+				switch {
+				case run.op.Kind == "":
+					outcomes.add("not met")
+				case run.ended:
+					outcomes.add("ended")
+					if !strings.Contains(run.err.Error(), run.op.Path) && !strings.Contains(run.err.Error(), renamedFrom(run.op.Path)) {
+						t.Errorf("%s: the node ended with %v", run.op, run.err)
+					}
+				case run.err != nil:
+					outcomes.add("a call failed")
+				default:
+					outcomes.add("survived")
+				}
+				checkAcked(t, run.m.crash(0, nil), run.acked)
+				if t.Failed() {
+					t.Logf("%s; %d acknowledged; ended %t with %v", run.op, run.acked, run.ended, run.err)
+				}
+			})
+			t.Logf("%d operations: %v", n, outcomes.of)
+		})
+	}
+}
+
+// renamedFrom returns the name under which a log's segment is made.
+func renamedFrom(path string) string {
+	if strings.HasSuffix(path, ".tmp") && strings.Contains(path, "/wal/") {
+		return "/wal/"
+	}
+	return path
 }

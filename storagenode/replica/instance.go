@@ -242,14 +242,30 @@ func (r *Replica) beginToLead() {
 	if len(r.cfg.Instruments) == 0 {
 		return
 	}
+	for ends := r.LeadEnds(); r.IsLeader(); {
+		err := r.setFirstInstruments()
+		if err == nil {
+			return
+		}
+		r.cfg.Logger.Warn("the shard's first instruments are not set yet", "error", err)
+		select {
+		case <-time.After(r.cfg.DiskCheckInterval):
+		case <-ends:
+		case <-r.ctx.Done():
+			return
+		}
+	}
+}
+
+// setFirstInstruments proposes the configured instruments while the shard owns none.
+// It may be refused, as by a full disk, and be worth another attempt.
+func (r *Replica) setFirstInstruments() error {
 	if view, err := r.Read(r.ctx, true); err == nil {
 		owned := len(view.Shard.Owned())
 		view.Release()
 		if owned > 0 {
-			return
+			return nil
 		}
 	}
-	if err := r.SetOwned(r.ctx, r.cfg.Instruments); err != nil {
-		r.cfg.Logger.Warn("the shard's first instruments are not set", "error", err)
-	}
+	return r.SetOwned(r.ctx, r.cfg.Instruments)
 }

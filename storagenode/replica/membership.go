@@ -279,9 +279,13 @@ func (r *Replica) pause(ctx context.Context) error {
 	}
 }
 
-// leaveFullDisk hands leadership to a voter whose disk has room.
+// leaveFullDisk hands leadership to a voter whose disk has room. It is called again
+// while the disk is full: who could not take over may be able to later, and a member
+// that has stepped down for want of room may be elected again.
 func (r *Replica) leaveFullDisk() {
-	if r.IsLeader() && !r.handOver() {
+	if !r.IsLeader() {
+		r.stuckFull.Store(false)
+	} else if !r.handOver() && r.IsLeader() && !r.stuckFull.Swap(true) {
 		r.cfg.Logger.Warn("the disk is full, and no other voter can lead")
 	}
 }

@@ -138,6 +138,9 @@ func (r *Replica) mayPropose() error {
 		return refusal.New(storagepb.Code_CODE_DISK_FULL,
 			"member %s: %d bytes of disk space are left, below the reserve: free space or add a larger disk", r.cfg.ID, r.disk.free.Load())
 	}
+	if why := r.noRoom.Load(); why != nil && *why != "" {
+		return refusal.New(storagepb.Code_CODE_DISK_FULL, "shard %s: %s: free space there or add larger disks", r.cfg.Shard, *why)
+	}
 	return nil
 }
 

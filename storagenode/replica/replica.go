@@ -40,8 +40,10 @@ type Replica struct {
 	stable    *guardedStable
 	closers   []io.Closer // of what Open opened, in that order
 	fs        vfs.FS      // cfg.FS, watched by guard
+	stuckFull atomic.Bool // the disk is full, and it was said that no other voter can lead
 	guard     *diskGuard
 	disk      *diskWatch
+	noRoom    atomic.Pointer[string] // why appends are refused although disk has room; see withoutRoom
 	metrics   *metrics
 	inFlight  *semaphore.Weighted
 	check     leaderCheck
@@ -124,6 +126,7 @@ func (r *Replica) open() error {
 	r.disk.start(r.cfg.DiskCheckInterval, r.leaveFullDisk)
 	r.background.Go(r.takeWantedSnapshots)
 	r.background.Go(r.watchDamage)
+	r.background.Go(r.watchRoom)
 	return nil
 }
 
