@@ -10,12 +10,14 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/errors/oserror"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/countinghouse/countinghouse/record"
+	"github.com/countinghouse/countinghouse/storagenode/diskfault"
 )
 
 // script drives a shard through everything that writes files: the list of
@@ -25,7 +27,7 @@ import (
 func script(t testing.TB, fs vfs.FS, note func(entry)) error {
 	o := smallOptions(t)
 	o.OnFatal = nil
-	o.MemtableBytesMax = 4 << 10
+	o.MemtableBytesMax, o.FullDiskRetry = 4<<10, time.Millisecond
 	a, b, gone := symbols[0], symbols[2], symbols[3]
 	s, err := Open(fs, "shard", o)
 	if err != nil {
@@ -240,11 +242,17 @@ func TestDurableIndexIsNotAheadOfTheDisk(t *testing.T) {
 // says so, once, and refuses further writes; a start from the disk as it is then
 // and the log make it whole.
 func TestErrorAtEveryOperation(t *testing.T) {
-	for injected, step := range map[error]int{syscall.EIO: 1, syscall.ENOSPC: 3} {
-		t.Run(injected.Error(), func(t *testing.T) {
-			for at := 1; ; at += step {
-				if !errorAt(t, at, injected) {
-					t.Logf("%d operations", at-step)
+	for name, fault := range map[string]diskfault.Fault{
+		"EIO":                          {Err: syscall.EIO},
+		"ENOSPC":                       {Err: syscall.ENOSPC},
+		"short write, then ENOSPC":     {Err: syscall.ENOSPC, Short: true},
+		"short write without an error": {Short: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for at := 1; ; at++ {
+				if !errorAt(t, at, fault) {
+					t.Logf("%d operations", at-1)
 					return
 				}
 			}
@@ -252,24 +260,31 @@ func TestErrorAtEveryOperation(t *testing.T) {
 	}
 }
 
-// errorAt runs the script with the at-th operation failing and reports whether
-// there were so many.
-func errorAt(t *testing.T, at int, injected error) bool {
+// errorAt runs the script with the at-th operation failing, or the at-th write for a
+// short one, and reports whether there were so many.
+func errorAt(t *testing.T, at int, fault diskfault.Fault) bool {
 	t.Helper()
 	mem := vfs.NewCrashableMem()
 	var cloning sync.RWMutex
 	var mu sync.Mutex
 	var log []entry
 	n, where := 0, ""
-	fs := errorfs.Wrap(cloned{mem, &cloning}, errorfs.InjectorFunc(func(op errorfs.Op) error {
+	injected := fault.Err
+	if injected == nil {
+		injected = io.ErrShortWrite
+	}
+	fs := diskfault.Wrap(cloned{mem, &cloning}, func(op diskfault.Op) diskfault.Fault {
 		mu.Lock()
 		defer mu.Unlock()
-		if n++; n == at {
-			where = fmt.Sprintf("operation %d, kind %d on %s", at, op.Kind, op.Path)
-			return injected
+		if fault.Short && op.Kind != diskfault.Write {
+			return diskfault.Fault{}
 		}
-		return nil
-	}))
+		if n++; n == at {
+			where = fmt.Sprintf("operation %d, %s", at, op)
+			return fault
+		}
+		return diskfault.Fault{}
+	})
 	err := script(t, fs, func(e entry) {
 		mu.Lock()
 		defer mu.Unlock()

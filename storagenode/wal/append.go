@@ -144,7 +144,7 @@ func (w *WAL) writeGroup(s *segment) error {
 	began := time.Now()
 	w.writingSince.Store(began.UnixNano())
 	defer w.writingSince.Store(0)
-	if _, err := s.file.WriteAt(w.buf, at); err != nil {
+	if err := writeAt(s.file, w.buf, at); err != nil {
 		return w.fail(fmt.Sprintf("write of %d bytes at offset %d", len(w.buf), at), s.path, err)
 	}
 	began = time.Now()

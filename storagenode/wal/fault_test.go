@@ -2,7 +2,7 @@ package wal
 
 import (
 	"errors"
-	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,31 +12,31 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/hashicorp/raft"
+
+	"github.com/countinghouse/countinghouse/storagenode/diskfault"
 )
 
-// failNth fails the n-th operation that changes the file system, and counts.
+// failNth fails the n-th operation, or write for a short one, and counts.
 type failNth struct {
 	mu     sync.Mutex
 	n, ops int
-	err    error
-	failed errorfs.Op
+	fault  diskfault.Fault
+	failed diskfault.Op
 	hit    bool
 }
 
-func (f *failNth) String() string { return "fail the n-th operation" }
-
-func (f *failNth) MaybeError(op errorfs.Op) error {
+func (f *failNth) hook(op diskfault.Op) diskfault.Fault {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if op.Kind == errorfs.OpLock {
-		return nil
+	if f.fault.Short && op.Kind != diskfault.Write {
+		return diskfault.Fault{}
 	}
 	f.ops++
 	if f.ops != f.n {
-		return nil
+		return diskfault.Fault{}
 	}
 	f.failed, f.hit = op, true
-	return f.err
+	return f.fault
 }
 
 // faultWorkload goes on after errors that leave the log usable, and returns
@@ -78,13 +78,23 @@ func faultWorkload(t *testing.T, fs vfs.FS, cause error, fatal chan error) []*ra
 // every call from there on; nothing acknowledged is lost, and nothing that was
 // refused and then overtaken comes back.
 func TestFaultAtEveryOperation(t *testing.T) {
-	for _, cause := range []error{syscall.EIO, syscall.ENOSPC} {
+	for _, kind := range []struct {
+		name  string
+		fault diskfault.Fault
+		cause error
+		least int // faults
+	}{
+		{"EIO", diskfault.Fault{Err: syscall.EIO}, syscall.EIO, 60},
+		{"ENOSPC", diskfault.Fault{Err: syscall.ENOSPC}, syscall.ENOSPC, 60},
+		{"short write, then ENOSPC", diskfault.Fault{Err: syscall.ENOSPC, Short: true}, syscall.ENOSPC, 20},
+		{"short write without an error", diskfault.Fault{Short: true}, io.ErrShortWrite, 20},
+	} {
 		faults, poisoned := 0, 0
 		for n := 1; ; n++ {
 			mem := vfs.NewCrashableMem()
-			inj := &failNth{n: n, err: fmt.Errorf("injected: %w", cause)}
+			inj := &failNth{n: n, fault: kind.fault}
 			fatal := make(chan error, 8)
-			acked := faultWorkload(t, errorfs.Wrap(mem, inj), cause, fatal)
+			acked := faultWorkload(t, diskfault.Wrap(mem, inj.hook), kind.cause, fatal)
 			if !inj.hit {
 				break
 			}
@@ -92,11 +102,11 @@ func TestFaultAtEveryOperation(t *testing.T) {
 			poisoned += len(fatal)
 			checkAfterFault(t, mem.CrashClone(vfs.CrashCloneCfg{}), acked)
 			if t.Failed() {
-				t.Fatalf("%v at operation %d: %+v", cause, n, inj.failed)
+				t.Fatalf("%s at operation %d: %s", kind.name, n, inj.failed)
 			}
 		}
-		t.Logf("%v: %d faults injected, %d took the log out of service", cause, faults, poisoned)
-		if faults < 60 {
+		t.Logf("%s: %d faults injected, %d took the log out of service", kind.name, faults, poisoned)
+		if faults < kind.least {
 			t.Errorf("only %d faults", faults)
 		}
 	}

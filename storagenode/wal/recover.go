@@ -93,10 +93,10 @@ func (w *WAL) adopt(v *survey) error {
 // disk. Groups are synced one after another: no other can be concerned.
 func (w *WAL) secure(v *survey) error {
 	s, at := w.active(), v.chain[len(v.chain)-1].groupStart
-	if _, err := s.file.WriteAt(v.page, 0); err != nil {
+	if err := writeAt(s.file, v.page, 0); err != nil {
 		return fmt.Errorf("wal: write %s: %w", s.path, err)
 	}
-	if _, err := s.file.WriteAt(v.group, at); err != nil {
+	if err := writeAt(s.file, v.group, at); err != nil {
 		return fmt.Errorf("wal: write %s at offset %d: %w", s.path, at, err)
 	}
 	if err := s.file.SyncData(); err != nil {

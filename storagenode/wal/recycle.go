@@ -259,7 +259,7 @@ func (r *recycler) fill(f vfs.File, path string) error {
 		default:
 		}
 		n := min(size-at, int64(len(zeroes)))
-		if _, err := f.WriteAt(zeroes[:n], at); err != nil {
+		if err := writeAt(f, zeroes[:n], at); err != nil {
 			return fmt.Errorf("wal: write %s: %w", path, err)
 		}
 		if at += n; at%zeroSyncBytes == 0 {
@@ -276,7 +276,7 @@ func (r *recycler) name(s *segment) error {
 	tmp := r.w.fs.PathJoin(r.w.dir, prepareName)
 	page := make([]byte, frameStart)
 	s.header.put(page)
-	if _, err := s.file.WriteAt(page, 0); err != nil {
+	if err := writeAt(s.file, page, 0); err != nil {
 		return fmt.Errorf("wal: write %s: %w", tmp, err)
 	}
 	if err := s.file.Sync(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"strconv"
 	"strings"
 	"sync"
@@ -169,6 +170,16 @@ func (s *segment) span(i uint64) (from, to int64) {
 		to = int64(s.offsets[i+1]) * frameAlign
 	}
 	return from, to
+}
+
+// writeAt writes all of b. A file system that takes a part of it without an error has
+// failed as well.
+func writeAt(f vfs.File, b []byte, at int64) error {
+	n, err := f.WriteAt(b, at)
+	if err == nil && n < len(b) {
+		err = io.ErrShortWrite
+	}
+	return err
 }
 
 // close closes the file once nobody reads it.
