@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/countinghouse/countinghouse/storagenode/refusal"
+	"github.com/countinghouse/countinghouse/storagenode/store"
 )
 
 // tabled returns a donor whose snapshot has several tables, and a follower.
@@ -313,6 +314,53 @@ func TestATokenIsOfUseOnce(t *testing.T) {
 	if err := g.adopt(token, "tmp-79"); err == nil {
 		t.Error("a token was taken twice")
 	}
+}
+
+// A transfer ends, because its leader was killed, while Raft adopts what it has
+// brought: the snapshot is there, whole, or there is none.
+func TestAdoptionIsWholeWhenTheTransferEnds(t *testing.T) {
+	follower, donor, _ := tabled(t)
+	meta, _ := sourceOf(t, donor, -1, nil)
+	adopted := 0
+	const rounds = 60
+	for round := range rounds {
+		_, source := sourceOf(t, donor, -1, nil)
+		token, release, err := stageAll(follower, source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sink, err := follower.snapshots.Create(1, meta.Raft.Index, meta.Raft.Term, meta.Raft.Configuration, 1, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := sink.Write(token); err != nil {
+			t.Fatal(err)
+		}
+		closed := make(chan error, 1)
+		go func() { closed <- sink.Close() }()
+		time.Sleep(time.Duration(round) * 20 * time.Microsecond) // another instant of the adoption each time
+		release()
+		_, source = sourceOf(t, donor, -1, nil)
+		if _, again, err := stageAll(follower, source); err != nil { // the leader's next attempt
+			t.Fatal(err)
+		} else {
+			again()
+		}
+		if err := <-closed; err != nil {
+			continue
+		}
+		adopted++
+		if _, err := store.VerifyDir(follower.cfg.FS, follower.snapshots.path(sink.ID(), dataDir)); err != nil {
+			t.Fatal(err)
+		}
+		if err := follower.cfg.FS.RemoveAll(follower.snapshots.path(sink.ID())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if adopted == 0 {
+		t.Error("nothing was adopted")
+	}
+	t.Logf("adopted in %d of %d rounds", adopted, rounds)
 }
 
 // stageAll gives a member a snapshot as the transport does.

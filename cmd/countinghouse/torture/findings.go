@@ -23,11 +23,14 @@ type findings struct {
 	mu     sync.Mutex
 	counts [kinds]uint64
 	texts  []string // at most findingsMax
-	more   int      // not among texts
+	times  map[string]int
+	more   int // not among texts
 	tell   func(text string)
 }
 
-func newFindings(tell func(string)) *findings { return &findings{tell: tell} }
+func newFindings(tell func(string)) *findings {
+	return &findings{times: make(map[string]int), tell: tell}
+}
 
 // add notes n breaches of a kind, with one text.
 func (f *findings) add(k kind, n uint64, format string, args ...any) {
@@ -37,10 +40,14 @@ func (f *findings) add(k kind, n uint64, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	f.mu.Lock()
 	f.counts[k] += n
-	kept := len(f.texts) < findingsMax
-	if kept {
+	kept := f.times[text] == 0 && len(f.texts) < findingsMax
+	switch {
+	case kept:
 		f.texts = append(f.texts, text)
-	} else {
+		f.times[text] = 1
+	case f.times[text] > 0:
+		f.times[text]++
+	default:
 		f.more++
 	}
 	f.mu.Unlock()
@@ -66,7 +73,13 @@ func (f *findings) count(k kind) uint64 {
 func (f *findings) list() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	out := append([]string{}, f.texts...)
+	out := make([]string, 0, len(f.texts)+1)
+	for _, text := range f.texts {
+		if n := f.times[text]; n > 1 {
+			text = fmt.Sprintf("%s (%d times)", text, n)
+		}
+		out = append(out, text)
+	}
 	if f.more > 0 {
 		out = append(out, fmt.Sprintf("and %d findings more", f.more))
 	}

@@ -283,3 +283,18 @@ func TestOutages(t *testing.T) {
 		t.Errorf("%d outages, %s in all, the longest %d ms", h.TotalCount(), total, h.Max())
 	}
 }
+
+// A finding that comes again and again leaves room for others.
+func TestFindingsAreListedOnce(t *testing.T) {
+	f := newFindings(func(string) {})
+	for range 3 * findingsMax {
+		f.add(broken, 1, "the same")
+	}
+	f.add(lost, 2, "another")
+	if got, want := f.list(), []string{fmt.Sprintf("the same (%d times)", 3*findingsMax), "another"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if f.count(broken) != 3*findingsMax || f.count(lost) != 2 {
+		t.Errorf("%v", f.counts)
+	}
+}

@@ -166,6 +166,10 @@ func (t *torture) readBack(ctx context.Context, s *shard, ends map[*ledger]uint6
 		if err != nil {
 			return err
 		}
+		if held == nil { // it is a finding; what it holds is not known to be lost
+			t.result.ReplicasIdentical = false
+			continue
+		}
 		for _, l := range s.ledgers {
 			if err := b.replay(ctx, l, ends[l], held[l.sym.String()]); err != nil {
 				return err
@@ -199,6 +203,7 @@ func (b *reading) context(ctx context.Context) context.Context {
 type heldStreams map[string]*storagepb.InstrumentStats
 
 // awaitCaughtUp waits until the replica has applied all streams up to their ends.
+// It returns nil for one that does not answer.
 func (b *reading) awaitCaughtUp(ctx context.Context, ends map[*ledger]uint64) (heldStreams, error) {
 	b.t.progress("waiting for %s to catch up", b.member.ID)
 	var held heldStreams
@@ -213,7 +218,11 @@ func (b *reading) awaitCaughtUp(ctx context.Context, ends map[*ledger]uint64) (h
 			return held, nil
 		}
 		if time.Since(began) > catchUpWait {
-			b.t.found.add(broken, 1, "%s does not catch up within %s: %s %v", b.member.ID, catchUpWait, missing, err)
+			if err != nil {
+				b.t.found.add(broken, 1, "%s does not answer within %s: %v", b.member.ID, catchUpWait, err)
+				return nil, nil
+			}
+			b.t.found.add(broken, 1, "%s does not catch up within %s: %s", b.member.ID, catchUpWait, missing)
 			return held, nil // what it holds is checked all the same
 		}
 		if !pause(ctx, pollInterval) {
@@ -248,11 +257,12 @@ func (b *reading) replay(ctx context.Context, l *ledger, end uint64, held *stora
 			}
 		}
 	}
-	if !errors.Is(err, io.EOF) && ctx.Err() == nil {
-		b.t.found.add(broken, 1, "%s can not be read from %s: %v", l.sym, b.member.ID, err)
-	}
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if !errors.Is(err, io.EOF) { // what did not come is not known to be lost
+		b.t.found.add(broken, 1, "%s can not be read from %s: %v", l.sym, b.member.ID, err)
+		return nil
 	}
 	p.finish(held.GetChain())
 	return nil
