@@ -37,6 +37,7 @@ func makeSymbols(names []string) (out []record.Symbol) {
 type cluster struct {
 	seed    uint64
 	net     *network
+	post    *post
 	history *history
 	log     *logBuffer
 	stop    context.CancelFunc // ends writers, readers and faults
@@ -83,6 +84,11 @@ func newCluster(seed uint64, replicas int) (*cluster, error) {
 		seed: seed, net: newNetwork(seed), history: newHistory(), log: new(logBuffer), counts: map[string]int{},
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
+	c.post = newPost(c)
+	c.net.inject(&fault{
+		matches: func(from, to string) bool { return isMember(from) && isMember(to) },
+		effect:  effect{messages: everyday},
+	})
 	var peers []replica.Peer
 	for i := range replicas {
 		peers = append(peers, replica.Peer{ID: memberID(i), Address: memberAddress(memberID(i))})
@@ -160,6 +166,12 @@ func (c *cluster) count(what string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.counts[what]++
+}
+
+func (c *cluster) occurred(what string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.counts[what]
 }
 
 func (c *cluster) counted() string {

@@ -32,8 +32,16 @@ var fixedSeeds = []uint64{1, 2, 3, 4, 5, 6}
 // to be seen again.
 func TestClusterUnderFire(t *testing.T) {
 	if *flagSeed == 0 && *flagSeconds == 0 {
+		messages := map[string]int{}
 		for _, seed := range fixedSeeds {
-			runSeed(t, seed)
+			for what, n := range runSeed(t, seed) {
+				messages[what] += n
+			}
+		}
+		for _, what := range messageFaultNames {
+			if messages[what] == 0 {
+				t.Errorf("no %s in any run", what)
+			}
 		}
 		return
 	}
@@ -56,7 +64,9 @@ func replicasOf(seed uint64) int {
 	return 3
 }
 
-func runSeed(t *testing.T, seed uint64) {
+// runSeed returns how many messages met each fault.
+func runSeed(t *testing.T, seed uint64) (messages map[string]int) {
+	messages = map[string]int{}
 	t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 		c, err := newCluster(seed, replicasOf(seed))
 		if err == nil {
@@ -68,7 +78,11 @@ func runSeed(t *testing.T, seed uint64) {
 		}
 		c.close()
 		t.Log(summary)
+		for _, what := range messageFaultNames {
+			messages[what] = c.occurred(what)
+		}
 	})
+	return messages
 }
 
 // burn runs clients and faults for a while and checks everything after.
@@ -202,6 +216,7 @@ func (c *cluster) close() {
 	for _, m := range c.all() {
 		_ = m.stop()
 	}
+	c.post.close()
 	c.background.Wait()
 }
 

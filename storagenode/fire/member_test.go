@@ -75,7 +75,7 @@ func (m *member) config(n *node, d *disk) replica.Config {
 	cfg.WAL.SegmentBytes, cfg.WAL.CacheBytes = 32<<10, 64<<10
 	cfg.Store.MemtableBytesMax, cfg.Store.MemtableTotalBytesMax = 24<<10, 64<<10
 	cfg.Transport.AppendTimeout, cfg.Transport.SnapshotIdleTimeout = time.Second, time.Second
-	cfg.Transport.DialOptions = dialOptions(n.host)
+	cfg.Transport.DialOptions = append(dialOptions(n.host), m.c.post.dialOptions(m.id)...)
 	return cfg
 }
 

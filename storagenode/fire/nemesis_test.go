@@ -36,6 +36,7 @@ var mischiefs = []mischief{
 	{"delay", 8, (*nemesis).delay},
 	{"cut connections", 8, (*nemesis).cutSome},
 	{"broken link", 6, (*nemesis).flaky},
+	{"lossy messages", 10, (*nemesis).loseMessages},
 	{"transfer of leadership", 6, (*nemesis).transfer},
 }
 
@@ -211,6 +212,18 @@ func (n *nemesis) flaky() func() {
 	return n.c.net.inject(&fault{
 		matches: func(from, to string) bool { return from == m.id || to == m.id },
 		effect:  effect{cutPerMille: 5 + n.rng.IntN(40)},
+	})
+}
+
+func (n *nemesis) loseMessages() func() {
+	m, all := n.any(), n.rng.IntN(2) == 0
+	var rates messageRates
+	for i := range rates {
+		rates[i] = n.rng.IntN(100)
+	}
+	return n.c.net.inject(&fault{
+		matches: func(from, to string) bool { return all || from == m.id || to == m.id },
+		effect:  effect{messages: rates},
 	})
 }
 

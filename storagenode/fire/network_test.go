@@ -36,6 +36,7 @@ type effect struct {
 	blocked       bool // nothing arrives until the fault is over
 	delay, jitter time.Duration
 	cutPerMille   int // of all writes: the connection breaks
+	messages      messageRates
 }
 
 func (e effect) and(f effect) effect {
@@ -43,6 +44,7 @@ func (e effect) and(f effect) effect {
 		blocked: e.blocked || f.blocked,
 		delay:   e.delay + f.delay, jitter: e.jitter + f.jitter,
 		cutPerMille: max(e.cutPerMille, f.cutPerMille),
+		messages:    e.messages.and(f.messages),
 	}
 }
 
