@@ -34,6 +34,8 @@ type member struct {
 	// as its disk stalls: whoever may have to end that does not wait for it.
 	life sync.Mutex
 
+	clock atomic.Int64 // what its wall clock is wrong by, in nanoseconds
+
 	mu      sync.Mutex
 	disk    *disk   // of the present life, or what the last one left
 	node    *node   // nil while it is down
@@ -63,7 +65,7 @@ func (m *member) config(n *node, d *disk) replica.Config {
 	m.mu.Unlock()
 	cfg := replica.Config{
 		Cluster: clusterName, Shard: shardName, ID: m.id, Address: m.address, DataDir: dataDir, FS: d,
-		OpenStable: openStable, Peers: m.peers, Join: len(m.peers) == 0, Instruments: symbols,
+		OpenStable: openStable, WallClock: m.wallClock, Peers: m.peers, Join: len(m.peers) == 0, Instruments: symbols,
 		HeartbeatTimeout: timeout, LeaderLease: timeout,
 		SnapshotEntries: 96, SnapshotInterval: 30 * time.Millisecond, TrailingEntries: 24,
 		CaughtUpEntries: 64, ApplyTimeout: time.Second,
@@ -83,6 +85,12 @@ func dialOptions(h *host) []grpc.DialOption {
 	return []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 		return h.dial(ctx, address)
 	})}
+}
+
+// wallClock is the member's: a reading without the monotonic part, so that
+// whoever reckons with it meets the jumps.
+func (m *member) wallClock() time.Time {
+	return time.Now().Round(0).Add(time.Duration(m.clock.Load()))
 }
 
 // start begins a life on the member's disk.

@@ -37,6 +37,7 @@ var mischiefs = []mischief{
 	{"cut connections", 8, (*nemesis).cutSome},
 	{"broken link", 6, (*nemesis).flaky},
 	{"lossy messages", 10, (*nemesis).loseMessages},
+	{"clock jump", 6, (*nemesis).jumpClock},
 	{"transfer of leadership", 6, (*nemesis).transfer},
 }
 
@@ -225,6 +226,21 @@ func (n *nemesis) loseMessages() func() {
 		matches: func(from, to string) bool { return all || from == m.id || to == m.id },
 		effect:  effect{messages: rates},
 	})
+}
+
+// jumpClock sets the wall clock of a member, or of all alike, forward or back: by
+// less than a second, or by years.
+func (n *nemesis) jumpClock() func() {
+	most := []time.Duration{time.Second, time.Hour, 40 * 365 * 24 * time.Hour}[n.rng.IntN(3)]
+	wrong := n.rng.Int64N(int64(2*most)) - int64(most)
+	members := n.c.present()
+	if n.rng.IntN(3) > 0 {
+		members = []*member{n.any()}
+	}
+	for _, m := range members {
+		m.clock.Store(wrong)
+	}
+	return nil
 }
 
 func (n *nemesis) cutSome() func() {

@@ -57,6 +57,9 @@ type Config struct {
 	// OpenStable opens the stable store at the path; default stablestore.Open,
 	// which uses the operating system's file system.
 	OpenStable func(fs vfs.FS, path string) (StableStore, error)
+	// WallClock tells the time that snapshots are named after; default time.Now.
+	// It may jump: nothing is decided by it.
+	WallClock func() time.Time
 
 	// Peers are the shard's first voters, this node among them. They are used
 	// once, when the data directory is empty; every one of them must be given
@@ -140,6 +143,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.OpenStable == nil {
 		c.OpenStable = openBoltStable
+	}
+	if c.WallClock == nil {
+		c.WallClock = time.Now
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -40,7 +40,7 @@ func (p *Proposal) wait() (any, error) {
 		p.r.countRefusal(err)
 		return nil, err
 	}
-	p.r.transferStuck.Store(0)
+	p.r.transferStuck.Store(nil)
 	response := p.future.Response()
 	if err, ok := response.(error); ok {
 		p.r.countRefusal(err)
@@ -178,15 +178,16 @@ func (r *Replica) refusalOf(err error) error {
 // noteTransferStuck restarts Raft when a transfer of leadership seems never to
 // end; see restartRaft.
 func (r *Replica) noteTransferStuck() {
-	now := time.Now().UnixNano()
-	if r.transferStuck.CompareAndSwap(0, now) {
-		return
-	}
 	since := r.transferStuck.Load()
-	if since == 0 || time.Duration(now-since) < transferStuckAfter*r.cfg.ElectionTimeout {
+	if since == nil {
+		now := time.Now()
+		r.transferStuck.CompareAndSwap(nil, &now)
 		return
 	}
-	if r.transferStuck.CompareAndSwap(since, 0) {
+	if time.Since(*since) < transferStuckAfter*r.cfg.ElectionTimeout {
+		return
+	}
+	if r.transferStuck.CompareAndSwap(since, nil) {
 		r.background.Go(func() { r.restartRaft("a transfer of leadership does not end") })
 	}
 }

@@ -67,8 +67,8 @@ type Replica struct {
 	leadMu   sync.Mutex
 	leadEnds chan struct{} // closed when the node ceases to lead; guarded by leadMu
 
-	transferring  sync.Mutex   // held during a transfer of leadership
-	transferStuck atomic.Int64 // Unix nanoseconds since when entries are refused because of one
+	transferring  sync.Mutex                // held during a transfer of leadership
+	transferStuck atomic.Pointer[time.Time] // since when entries are refused because of one; nil while none are
 }
 
 // Open opens the member's data directory, or creates it, and starts to take part
@@ -211,6 +211,7 @@ func (r *Replica) openStore() error {
 	if err != nil {
 		return err
 	}
+	r.snapshots.now = r.cfg.WallClock
 	r.snapshots.reserve = r.cfg.DiskReserveBytes
 	r.fsm = &fsm{
 		fs: fs, dataDir: r.cfg.DataDir, options: r.storeOptions(), snapshots: r.snapshots, log: r.cfg.Logger,

@@ -1,12 +1,14 @@
 package replica
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -53,8 +55,10 @@ type snapshotStore struct {
 	reserve        int64                    // bytes that a received snapshot leaves free; not positive: no check
 	visible        func(*raft.SnapshotMeta) // called with each that becomes visible
 	staging        staging
+	now            func() time.Time // that snapshots are named after
 
 	mu     sync.Mutex
+	stamp  int64            // the last part of the newest id
 	pinned map[string]int   // readers by snapshot id
 	bad    map[string]error // damage found while it was read, by snapshot id
 	serial int              // makes names of unfinished directories differ
@@ -80,6 +84,10 @@ func openSnapshots(fs vfs.FS, dir, cluster, shard string, log *slog.Logger) (*sn
 	s := &snapshotStore{
 		fs: fs, dir: dir, cluster: cluster, shard: shard, log: log,
 		pinned: make(map[string]int), bad: make(map[string]error), visible: func(*raft.SnapshotMeta) {},
+		now: time.Now,
+	}
+	for _, name := range names {
+		s.stamp = max(s.stamp, stampOf(name))
 	}
 	s.staging.s = s
 	s.staging.expire(stagingKept)
@@ -88,6 +96,25 @@ func openSnapshots(fs vfs.FS, dir, cluster, shard string, log *slog.Logger) (*sn
 
 // close ends what goes on in the background.
 func (s *snapshotStore) close() { s.staging.stop() }
+
+// id returns a name that no other snapshot here has. Of the snapshots up to one
+// entry the one that was made last has the highest stamp, though the clock may
+// stand still or fall back between them.
+func (s *snapshotStore) id(term, index uint64) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stamp = max(s.stamp+1, s.now().UnixMilli())
+	return fmt.Sprintf("%d-%d-%d", term, index, s.stamp)
+}
+
+// stampOf returns the last part of a snapshot's id, 0 for another name.
+func stampOf(id string) int64 {
+	n, err := strconv.ParseInt(id[strings.LastIndexByte(id, '-')+1:], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
 
 func (s *snapshotStore) path(elements ...string) string {
 	return s.fs.PathJoin(append([]string{s.dir}, elements...)...)
@@ -130,25 +157,15 @@ func (s *snapshotStore) metas() ([]snapshotMeta, error) {
 		metas = append(metas, m)
 	}
 	slices.SortFunc(metas, func(a, b snapshotMeta) int {
-		if d := cmpUint(b.Raft.Term, a.Raft.Term); d != 0 {
+		if d := cmp.Compare(b.Raft.Term, a.Raft.Term); d != 0 {
 			return d
 		}
-		if d := cmpUint(b.Raft.Index, a.Raft.Index); d != 0 {
+		if d := cmp.Compare(b.Raft.Index, a.Raft.Index); d != 0 {
 			return d
 		}
-		return strings.Compare(b.Raft.ID, a.Raft.ID)
+		return cmp.Compare(stampOf(b.Raft.ID), stampOf(a.Raft.ID))
 	})
 	return metas, nil
-}
-
-func cmpUint(a, b uint64) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // newest returns the newest snapshot, or nil.
@@ -184,7 +201,7 @@ func (s *snapshotStore) Create(version raft.SnapshotVersion, index, term uint64,
 	return &snapshotSink{s: s, meta: snapshotMeta{
 		Version: metaVersion,
 		Raft: raft.SnapshotMeta{
-			Version: version, ID: fmt.Sprintf("%d-%d-%d", term, index, time.Now().UnixMilli()),
+			Version: version, ID: s.id(term, index),
 			Index: index, Term: term, Configuration: configuration, ConfigurationIndex: configurationIndex,
 		},
 	}}, nil

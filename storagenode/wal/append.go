@@ -141,13 +141,13 @@ func (w *WAL) writeGroup(s *segment) error {
 	if rest := (at + int64(len(w.buf))) % frameStart; rest != 0 {
 		w.buf = append(w.buf, zeroPage[rest:]...)
 	}
-	began := time.Now()
-	w.writingSince.Store(began.UnixNano())
-	defer w.writingSince.Store(0)
+	writing := time.Now()
+	w.writingSince.Store(&writing)
+	defer w.writingSince.Store(nil)
 	if err := writeAt(s.file, w.buf, at); err != nil {
 		return w.fail(fmt.Sprintf("write of %d bytes at offset %d", len(w.buf), at), s.path, err)
 	}
-	began = time.Now()
+	began := time.Now()
 	if err := s.file.SyncData(); err != nil {
 		return w.fail("fdatasync", s.path, err)
 	}

@@ -84,7 +84,7 @@ type WAL struct {
 	recovery Recovery
 	fatal    atomic.Pointer[error]
 
-	writingSince atomic.Int64 // Unix nanoseconds; 0 while no group is being written
+	writingSince atomic.Pointer[time.Time] // nil while no group is being written
 
 	writing sync.Mutex // held by the one call that changes the log
 	buf     []byte     // of the group being written; guarded by writing
@@ -187,10 +187,10 @@ func (w *WAL) MaxEntryBytes() int64 { return w.opts.SegmentBytes - frameStart - 
 // far, 0 when there are none: a watchdog can tell a hung disk by it.
 func (w *WAL) WritingFor() time.Duration {
 	since := w.writingSince.Load()
-	if since == 0 {
+	if since == nil {
 		return 0
 	}
-	return time.Since(time.Unix(0, since))
+	return time.Since(*since) // by the monotonic clock: the wall clock may jump
 }
 
 // Recovery tells what Open found.
