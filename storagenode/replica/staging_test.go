@@ -84,7 +84,11 @@ func staged(t *testing.T, dataDir string) map[string]os.FileInfo {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		files[path], err = d.Info()
+		info, err := d.Info()
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // renamed meanwhile
+		}
+		files[path] = info
 		return err
 	})
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
