@@ -3,6 +3,7 @@ package replica
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -28,6 +29,10 @@ type diskGuard struct {
 	metrics *metrics
 	room    roomMaker
 
+	slow   time.Duration // a write that takes longer is counted; 0: none is
+	log    *slog.Logger
+	warned time.Time // of such a write; guarded by mu
+
 	failed atomic.Pointer[error] // a sync failed: nothing more is written through the file system
 
 	mu    sync.Mutex
@@ -46,6 +51,9 @@ type roomMaker interface {
 	isFull(error)
 }
 
+// slowWarningPause is how long the log is spared of further slow writes.
+const slowWarningPause = 10 * time.Second
+
 type guardedCall struct {
 	what  string
 	start time.Time
@@ -53,7 +61,7 @@ type guardedCall struct {
 
 func newDiskGuard(timeout time.Duration, fatal func(error), m *metrics, room roomMaker) *diskGuard {
 	g := &diskGuard{
-		timeout: timeout, fatal: fatal, metrics: m, room: room,
+		timeout: timeout, fatal: fatal, metrics: m, room: room, log: slog.New(slog.DiscardHandler),
 		calls: make(map[uint64]guardedCall), stop: make(chan struct{}),
 	}
 	g.done.Go(g.watch)
@@ -107,6 +115,26 @@ func (g *diskGuard) do(what string, write func() error) error {
 	return write()
 }
 
+// noteSlow counts a write that took more than half the heartbeat timeout, and now
+// and then says so. A heartbeat waits for the write before it: slower ones, and
+// the member calls an election though its leader is well.
+func (g *diskGuard) noteSlow(what string, took time.Duration) {
+	if g.slow == 0 || took <= g.slow {
+		return
+	}
+	g.metrics.slowDiskWrites.Inc()
+	g.mu.Lock()
+	due := g.warned.IsZero() || time.Since(g.warned) >= slowWarningPause
+	if due {
+		g.warned = time.Now()
+	}
+	g.mu.Unlock()
+	if due {
+		g.log.Warn("the disk is nearly too slow for the heartbeat timeout: raise it, or use a faster disk",
+			"write", what, "took", took, "heartbeatTimeout", 2*g.slow)
+	}
+}
+
 // usable returns the error of the sync that failed, if one did.
 func (g *diskGuard) usable() error {
 	if p := g.failed.Load(); p != nil {
@@ -156,7 +184,9 @@ var errSyncFailed = errors.New("what the disk holds is unknown")
 func (g *diskGuard) must(what string, mayFail func(error) bool, write func() error) error {
 	start := time.Now()
 	err := g.do(what, write)
-	g.metrics.diskWrite.Observe(time.Since(start).Seconds())
+	took := time.Since(start)
+	g.metrics.diskWrite.Observe(took.Seconds())
+	g.noteSlow(what, took)
 	switch {
 	case err == nil:
 	case mayFail(err):

@@ -1,8 +1,10 @@
 package replica
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -10,7 +12,9 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/hashicorp/raft"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sys/unix"
 
 	"github.com/countinghouse/countinghouse/storagenode/diskfault"
@@ -241,4 +245,51 @@ func TestEntriesRefusedInPartRestartRaft(t *testing.T) {
 	}
 	t.Logf("the log ended at %d of 16", last)
 	neverFatal(t, fatal)
+}
+
+// A heartbeat waits for the write before it, so writes that come near the
+// heartbeat timeout are counted, and the log says so, but not each time.
+func TestSlowWritesAreCountedAndReported(t *testing.T) {
+	var said bytes.Buffer
+	log, _ := guarded(t, time.Minute, func(*raft.InmemStore, []*raft.Log) error { return nil })
+	g := log.guard
+	g.slow, g.log = 500*time.Millisecond, slog.New(slog.NewTextHandler(&said, nil))
+	for _, took := range []time.Duration{0, 500 * time.Millisecond, 501 * time.Millisecond, time.Second, time.Minute} {
+		g.noteSlow("append to the log", took)
+	}
+	if got := testutil.ToFloat64(g.metrics.slowDiskWrites); got != 3 {
+		t.Errorf("%v writes were counted, want 3", got)
+	}
+	if n := strings.Count(said.String(), "nearly too slow"); n != 1 || !strings.Contains(said.String(), "took=501ms") || !strings.Contains(said.String(), "heartbeatTimeout=1s") {
+		t.Errorf("said %d times: %s", n, said.String())
+	}
+	g.warned = g.warned.Add(-slowWarningPause)
+	g.noteSlow("append to the log", time.Second)
+	if n := strings.Count(said.String(), "nearly too slow"); n != 2 {
+		t.Errorf("said %d times", n)
+	}
+}
+
+// The limit is half of the replica's heartbeat timeout, and its log's writes are
+// held against it.
+func TestAReplicaWatchesItsWrites(t *testing.T) {
+	var stall atomic.Int64
+	fs := errorfs.Wrap(vfs.Default, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpFileSyncData {
+			time.Sleep(time.Duration(stall.Load())) // a slow disk
+		}
+		return nil
+	}))
+	r, _, _ := single(t, func(c *Config) { c.FS = fs })
+	awaitOwner(t, r)
+	if r.guard.slow != r.cfg.HeartbeatTimeout/2 {
+		t.Errorf("the limit is %s of %s", r.guard.slow, r.cfg.HeartbeatTimeout)
+	}
+	before := testutil.ToFloat64(r.metrics.slowDiskWrites)
+	stall.Store(int64(r.cfg.HeartbeatTimeout))
+	fill(t, r, 1, 1)
+	stall.Store(0)
+	if got := testutil.ToFloat64(r.metrics.slowDiskWrites); got <= before {
+		t.Errorf("%v slow writes", got-before)
+	}
 }

@@ -16,6 +16,7 @@ type metrics struct {
 	raftRestarts   prometheus.Counter
 	refusals       *prometheus.CounterVec
 	diskWrite      prometheus.Histogram
+	slowDiskWrites prometheus.Counter
 	proposals      prometheus.Gauge
 	inFlightBytes  prometheus.Gauge
 }
@@ -40,15 +41,16 @@ func newMetrics() *metrics {
 			Help:    "Duration of the writes of the log and of term and vote, fsync included.",
 			Buckets: prometheus.ExponentialBuckets(50e-6, 2, 18),
 		}),
-		proposals:     gauge("proposals_in_flight", "Proposals that Raft has not answered."),
-		inFlightBytes: gauge("proposals_in_flight_bytes", "Bytes of proposals that Raft has not answered."),
+		slowDiskWrites: counter("slow_disk_writes_total", "Writes of the log and of term and vote that took more than half the heartbeat timeout."),
+		proposals:      gauge("proposals_in_flight", "Proposals that Raft has not answered."),
+		inFlightBytes:  gauge("proposals_in_flight_bytes", "Bytes of proposals that Raft has not answered."),
 	}
 }
 
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.appliedRecords, m.snapshots, m.restores, m.raftRestarts,
-		m.refusals, m.diskWrite, m.proposals, m.inFlightBytes,
+		m.refusals, m.diskWrite, m.slowDiskWrites, m.proposals, m.inFlightBytes,
 	}
 }
 

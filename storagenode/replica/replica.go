@@ -109,6 +109,7 @@ func (r *Replica) open() error {
 		return err
 	}
 	r.disk.check()
+	r.guard.slow, r.guard.log = r.cfg.HeartbeatTimeout/2, r.cfg.Logger
 	if err := r.openLogs(); err != nil {
 		return err
 	}
