@@ -22,6 +22,8 @@ const (
 	notifyBacklog = 16
 	drainGrace    = 500 * time.Millisecond
 	drainPause    = time.Millisecond
+
+	interruptPause = 20 * time.Millisecond
 )
 
 func (r *Replica) raft() *raft.Raft { return r.current.Load().raft }
@@ -56,11 +58,28 @@ func (r *Replica) endInstance() {
 	}
 	i := r.current.Load()
 	shutdown := i.raft.Shutdown()
-	r.transport.interrupt()
-	if err := shutdown.Error(); err != nil {
+	ended := make(chan error, 1)
+	go func() { ended <- shutdown.Error() }()
+	if err := r.interruptUntil(ended); err != nil {
 		r.cfg.Logger.Warn("raft shutdown", "error", err)
 	}
 	close(i.stop)
+}
+
+// interruptUntil ends outgoing calls until the instance has ended. Once is not
+// enough: one of its goroutines may have one more entry to send before it sees the
+// end, to a member that does not answer.
+func (r *Replica) interruptUntil(ended <-chan error) error {
+	ticker := time.NewTicker(interruptPause)
+	defer ticker.Stop()
+	for {
+		r.transport.interrupt()
+		select {
+		case err := <-ended:
+			return err
+		case <-ticker.C:
+		}
+	}
 }
 
 // restartRaft replaces the Raft instance by one that begins from what is on

@@ -242,10 +242,16 @@ func (r *Replica) successor(servers []raft.Server, id string) (raft.Server, erro
 }
 
 // awaitMatch waits until the successor has nearly all of the log, so that the
-// library, which takes no entries during a transfer, is quick about it.
+// library, which takes no entries during a transfer, is quick about it; and all
+// that the log holds now, which shows that it takes entries. Of one that does not,
+// the library may wait for ever.
 func (r *Replica) awaitMatch(ctx context.Context, s raft.Server) error {
+	last := r.raft().LastIndex()
 	for {
 		why := r.behind(string(s.ID))
+		if match := r.transport.progress.of(s.ID, r.raft().CurrentTerm()).Match; why == "" && match < last {
+			why = fmt.Sprintf("it has taken entries up to %d of %d", match, last)
+		}
 		if why == "" {
 			return nil
 		}
