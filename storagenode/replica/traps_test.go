@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -268,6 +270,66 @@ func TestPlainLeaderSendsRequestsOfAnySize(t *testing.T) {
 	await(t, "m2 catches up", func() bool { return behind.seen().last == p.raft.LastIndex() })
 	if got := behind.seen().bytesMax; got < largeEntries/2*largeEntryBytes {
 		t.Errorf("the largest request has %d bytes; the trap was nearly all of %d", got, largeEntries*largeEntryBytes)
+	}
+}
+
+// The library's pipeline hands a request that failed on like one that was
+// answered, and the leader takes that for a sign of life. TestPipeline asserts
+// that ours does not.
+func TestPlainPipelineHandsOnWhatFailed(t *testing.T) {
+	tr, err := raft.NewTCPTransport("127.0.0.1:0", nil, 1, time.Minute, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() { // a member that is killed when it gets a request
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		c.Read(make([]byte, 1))
+	}()
+	pipe, err := tr.AppendEntriesPipeline("m1", raft.ServerAddress(l.Addr().String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	if _, err := pipe.AppendEntries(&raft.AppendEntriesRequest{Term: 2}, new(raft.AppendEntriesResponse)); err != nil {
+		t.Fatal(err)
+	}
+	if err := (<-pipe.Consumer()).Error(); err == nil {
+		t.Error("nobody has answered, but the request did not fail")
+	}
+}
+
+// entryless is a log whose first write fails, as when power is lost there.
+type entryless struct{ *raft.InmemStore }
+
+func (entryless) StoreLog(*raft.Log) error { return errors.New("power failure") }
+
+// A bootstrap that ended between its two writes can not be begun again, though
+// the member knows of no members. TestPowerFailureAtEveryOperation covers the same
+// for a replica.
+func TestPlainBootstrapIsNotToBeRepeated(t *testing.T) {
+	m0, _ := inmem()
+	c := raft.DefaultConfig()
+	c.LocalID, c.Logger = "m0", newRaftLogger(slog.New(slog.DiscardHandler))
+	s, snapshots := raft.NewInmemStore(), raft.NewInmemSnapshotStore()
+	servers := raft.Configuration{Servers: []raft.Server{{ID: "m0", Address: "m0"}}}
+	if err := raft.BootstrapCluster(c, entryless{s}, s, snapshots, m0, servers); err == nil {
+		t.Fatal("the entry was not written, but the bootstrap succeeded")
+	}
+	if err := raft.BootstrapCluster(c, s, s, snapshots, m0, servers); !errors.Is(err, raft.ErrCantBootstrap) {
+		t.Errorf("the second attempt: %v; the trap was %v", err, raft.ErrCantBootstrap)
+	}
+	if last, err := s.LastIndex(); err != nil || last != 0 {
+		t.Errorf("last index %d, %v", last, err)
 	}
 }
 
