@@ -42,12 +42,16 @@ func (s *sink) Reserve(n int) bool { return (s.room == 0 || n <= s.room) && s.Me
 
 func newSink(published uint64) *sink { return &sink{Memory: gateway.NewMemory(1<<17, published)} }
 
+// liveOrdersMax is so low that books get full, now and then.
+const liveOrdersMax = 8
+
 func newFlow(t *testing.T, seed uint64) *flow {
 	f := &flow{
 		t: t, rng: rand.New(rand.NewPCG(seed, 7)), sink: newSink(0), day: 20250101,
 		owed: make(map[uint64]int64), refused: make(map[risk.Reason]int), done: make(map[core.Status]int),
 	}
 	f.ex = core.New(gateway.New(f.sink, gateway.Options{HeadroomRecords: 8}))
+	f.ex.SetLiveOrdersMax(liveOrdersMax)
 	for i, terms := range flowTerms(t) {
 		f.symbols = append(f.symbols, terms.Symbol)
 		if _, err := f.ex.ListInstrument(int64(i), terms); err != nil {

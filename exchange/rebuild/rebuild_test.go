@@ -60,6 +60,7 @@ func rebuilt(t *testing.T, records []record.Record) (*core.Exchange, *sink) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ex.SetLiveOrdersMax(liveOrdersMax)
 	return ex, s
 }
 
