@@ -106,7 +106,7 @@ func TestOutboxOfAnotherHistory(t *testing.T) {
 		t.Log("both histories are equally long")
 	}
 	other.Shards = storage.Map()
-	mustRefuse(t, other, ErrDiverged, "another one in shard", "move the outbox away")
+	mustRefuse(t, other, ErrDiverged, "is not what the outbox has", "move the outbox away")
 
 	x := open(t, first) // nothing was written
 	mustEqual(t, "the first history", last.State, state(t, x))

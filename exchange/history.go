@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -147,7 +148,9 @@ func (s *outboxSource) wanted(r *record.Record) (bool, error) {
 }
 
 // compare checks, before anything is delivered, that what the outbox holds and
-// what the stores hold is one history.
+// what the stores hold is one history. Where records wait for delivery, all that
+// is stored from the first of them on is read: another exchange that went on from
+// the stores has used their numbers, in whichever stream.
 func (h *history) compare(ctx context.Context, c *client.Client, stored ends) error {
 	if err := h.compareLast(ctx, c, stored); err != nil {
 		return err
@@ -156,7 +159,11 @@ func (h *history) compare(ctx context.Context, c *client.Client, stored ends) er
 	if err != nil {
 		return err
 	}
-	overlap, err := h.overlap(stored, cursors)
+	waiting, err := h.waiting(stored, cursors)
+	if err != nil || waiting == (span{}) {
+		return err
+	}
+	overlap, err := from(ctx, c, stored, waiting.first)
 	if err != nil {
 		return err
 	}
@@ -166,12 +173,16 @@ func (h *history) compare(ctx context.Context, c *client.Client, stored ends) er
 	}
 	src := openStreams(ctx, c, overlap, own)
 	defer src.close()
-	return checkOverlap(src)
+	return h.checkOverlap(src, waiting)
 }
 
-// checkOverlap reads records that stand in the outbox, in the stores, or in
-// both, and checks that each stream counts on.
-func checkOverlap(src rebuild.Source) error {
+// span is a range of global numbers, both ends included; zero for none.
+type span struct{ first, last uint64 }
+
+// checkOverlap reads records that stand in the outbox, in the stores, or in both,
+// and checks that they are one history: each stream counts on, nobody else wrote
+// under the outbox's numbers, or gave up what waits in it.
+func (h *history) checkOverlap(src rebuild.Source, waiting span) error {
 	last := make(map[record.Symbol]record.Header)
 	for {
 		r, err := src.Next()
@@ -179,7 +190,7 @@ func checkOverlap(src rebuild.Source) error {
 		case errors.Is(err, io.EOF):
 			return nil
 		case errors.Is(err, record.ErrCorrupt):
-			return fmt.Errorf("%w: %w", ErrDiverged, err)
+			return fmt.Errorf("%w: %w: another exchange has written since; move the outbox %s away to go on from the stores", ErrDiverged, err, h.dir)
 		case err != nil:
 			return err
 		}
@@ -189,36 +200,89 @@ func checkOverlap(src rebuild.Source) error {
 				ErrDiverged, r.Instrument, before.Seq, before.Global, r.Seq, r.Global)
 		}
 		last[r.Instrument] = r.Header
+		if own, ok := h.reader.At(r.Global); ok && !outbox.Void(own) && *own != *r {
+			return subscriber.Differ(h.owner[r.Instrument], r, own)
+		}
+		if r.Type == record.TypeHistoryCut && r.HistoryCut().From < waiting.last && r.HistoryCut().To >= waiting.first {
+			return fmt.Errorf("%w: another exchange has given up records %d to %d, of which the outbox %s still holds some; move it away to go on from the stores",
+				ErrDiverged, r.HistoryCut().From+1, r.HistoryCut().To, h.dir)
+		}
 	}
 }
 
-// overlap returns the stored records that the outbox holds as not delivered, and
-// checks that the outbox goes on where each stored stream ends.
-func (h *history) overlap(stored ends, cursors map[string]uint64) ([]part, error) {
+// from returns the stored records with a global of first or more.
+func from(ctx context.Context, c *client.Client, stored ends, first uint64) ([]part, error) {
+	parts := make([]part, 0, len(stored))
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(16)
+	for _, end := range stored {
+		if end.seq == 0 || end.global < first {
+			continue
+		}
+		g.Go(func() error {
+			seq, err := seqFrom(ctx, c, end, first)
+			mu.Lock()
+			defer mu.Unlock()
+			parts = append(parts, part{end: end, first: seq})
+			return err
+		})
+	}
+	return parts, g.Wait()
+}
+
+// seqFrom returns the seq of a stream's first record with a global of first or
+// more; its last one has.
+func seqFrom(ctx context.Context, c *client.Client, end streamEnd, first uint64) (uint64, error) {
+	low, high := uint64(1), end.seq // it lies in low … high
+	for low < high {
+		middle := low + (high-low)/2
+		global := uint64(0)
+		err := c.Scan(ctx, end.sym, client.Range{FromSeq: middle, ToSeq: middle}, end.from, func(rs []record.Record) error {
+			global = rs[0].Global
+			return nil
+		})
+		switch {
+		case err != nil:
+			return 0, err
+		case global == 0:
+			return 0, fmt.Errorf("%w: %s seq %d is missing in shard", ErrDiverged, end.sym, middle)
+		case global < first:
+			low = middle + 1
+		default:
+			high = middle
+		}
+	}
+	return low, nil
+}
+
+// waiting returns the range of the records that are not delivered, and checks that
+// they go on where each stored stream ends.
+func (h *history) waiting(stored ends, cursors map[string]uint64) (span, error) {
 	src, err := h.undelivered(cursors)
 	if err != nil {
-		return nil, err
+		return span{}, err
 	}
 	seen := make(map[record.Symbol]bool)
-	var parts []part
+	var w span
 	for {
 		r, err := src.Next()
 		switch {
 		case errors.Is(err, io.EOF):
-			return parts, nil
+			return w, nil
 		case err != nil:
-			return nil, err
-		case seen[r.Instrument]:
+			return span{}, err
+		}
+		if w.last = r.Global; w.first == 0 {
+			w.first = r.Global
+		}
+		if seen[r.Instrument] {
 			continue
 		}
 		seen[r.Instrument] = true
-		end := stored[r.Instrument]
-		if r.Seq > end.seq+1 {
-			return nil, fmt.Errorf("%w: the outbox goes on with %s seq %d, but shard %s holds it up to seq %d only: records %d to %d are lost there; "+
+		if end := stored[r.Instrument]; r.Seq > end.seq+1 {
+			return span{}, fmt.Errorf("%w: the outbox goes on with %s seq %d, but shard %s holds it up to seq %d only: records %d to %d are lost there; "+
 				"restore the shard's data", ErrDiverged, r.Instrument, r.Seq, h.owner[r.Instrument], end.seq, end.seq+1, r.Seq-1)
-		}
-		if r.Seq <= end.seq {
-			parts = append(parts, part{end: end, first: r.Seq})
 		}
 	}
 }

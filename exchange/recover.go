@@ -161,7 +161,7 @@ func (r *recovery) takeOver(ctx context.Context) error {
 		wait = r.config.DrainWait
 	}
 	err := r.fence(ctx, wait)
-	if err != nil && needed == "" && ctx.Err() == nil {
+	if errors.Is(err, ErrStores) && !errors.Is(err, ErrDiverged) && needed == "" && ctx.Err() == nil {
 		r.config.Log.Warn("starting without the stores, which take nothing", "waited", wait, "error", err)
 		r.stored = nil
 		return nil
@@ -395,8 +395,11 @@ func (r *recovery) enter(b *rebuild.Rebuilder) error {
 		return err
 	}
 	r.recovery.Global = r.outbox.Published()
-	if r.stored != nil {
+	if r.stored != nil && r.known.NeedsStores {
 		r.known.NeedsStores = false
+		if err := r.known.store(); err != nil {
+			return err
+		}
 	}
 	return r.open(ex, core.NewRouter(clock))
 }

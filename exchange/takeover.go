@@ -89,14 +89,16 @@ func (r *recovery) fence(ctx context.Context, wait time.Duration) error {
 	if err != nil {
 		return err
 	}
-	r.incarnation, r.recovery.Fenced = claimed.Incarnation, true
 	if r.stored, err = readEnds(ctx, r.client, nil); err != nil {
 		return fmt.Errorf("%w: %w", ErrStores, err)
 	}
-	if r.stored.same(agreed) {
-		return nil
+	if !r.stored.same(agreed) { // another exchange wrote until it was fenced
+		if err := r.agree(ctx); err != nil {
+			return err
+		}
 	}
-	return r.agree(ctx) // another exchange wrote until it was fenced
+	r.incarnation, r.recovery.Fenced = claimed.Incarnation, true
+	return nil
 }
 
 // claim fences all exchanges before one that started without the stores, once

@@ -9,8 +9,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/countinghouse/countinghouse/exchange/core"
 	"github.com/countinghouse/countinghouse/exchange/risk"
@@ -18,6 +22,7 @@ import (
 	"github.com/countinghouse/countinghouse/localcluster"
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/client"
+	"github.com/countinghouse/countinghouse/storagenode/storagepb"
 )
 
 // durable submits an order and waits until it is durable.
@@ -353,5 +358,146 @@ func TestStaleExchangeDoesNotFence(t *testing.T) {
 			}
 			mustRebuild(t, storage.Map(), closeDrained(t, right))
 		})
+	}
+}
+
+// resting submits an order that rests, and waits until it is durable.
+func resting(ctx context.Context, x *Exchange, sym record.Symbol) error {
+	view, _ := x.Router().Instrument(sym)
+	res := x.Router().Submit(&core.NewOrder{
+		Instrument: sym, Account: 1, Side: record.Buy, Offset: record.Open, Price: view.Terms.LowerLimit, Volume: 1,
+	})
+	if res.Reason != risk.OK {
+		return &risk.Error{Reason: res.Reason}
+	}
+	return x.WaitDurable(ctx, res.Global)
+}
+
+// A machine goes down with records that were not delivered, another one goes on
+// from the stores, and the first comes back: what it still holds must not get
+// beside what has taken its numbers, in whichever stream. What is stored stays as
+// it is, and whoever wrote it goes on.
+func TestMachineThatComesBackLate(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		running  bool // the other exchange, as the first comes back
+		delivers bool // a record behind the one that was not, which must be given up
+	}{{"running", true, false}, {"ended", false, false}, {"uneven", true, true}, {"uneven and ended", false, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			storage := startStorage(t, 1)
+			config := testConfig(t, storage.Map())
+			config.StateEvery = -1
+			first := open(t, config)
+			fund(t, first)
+			if err := first.WaitDrained(bounded(t)); err != nil {
+				t.Fatal(err)
+			}
+			up := down(t, storage, "s2") // which has IC2501 and IH2501
+			quick, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			if err := resting(quick, first, symbols[1]); !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatalf("durable without its shard: %v", err)
+			}
+			if c.delivers {
+				_ = resting(quick, first, symbols[0]) // behind one that is not durable, it is not either
+				delivered(t, first, 0)
+			}
+			first.config.CloseWait = time.Millisecond
+			first.Close()
+			up()
+			if err := storage.AwaitLeaders(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			next := testConfig(t, storage.Map())
+			next.AcceptLoss = c.delivers
+			second := open(t, next)
+			for range 10 {
+				if err := resting(bounded(t), second, symbols[2]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var want core.State
+			if !c.running {
+				want = closeDrained(t, second)
+			}
+			known := knownState{Format: stateFormat, Cluster: "test", NeedsStores: true, path: statePath(config.OutboxDir)}
+			if err := known.store(); err != nil {
+				t.Fatal(err)
+			}
+			mustRefuse(t, config, ErrDiverged, "another exchange", "move")
+			if c.running {
+				if err := resting(bounded(t), second, symbols[1]); err != nil {
+					t.Errorf("the other one was stopped: %v", err)
+				}
+				want = closeDrained(t, second)
+			}
+			next.AcceptLoss = false
+			last := open(t, next)
+			mustEqual(t, "the other one's state", want, state(t, last))
+		})
+	}
+}
+
+// Another exchange writes at an instant between the looks of a start at what is
+// stored: it is noticed, and nothing is accepted.
+func TestAnotherWritesWhileAStartFences(t *testing.T) {
+	for _, method := range []string{storagepb.Query_Instruments_FullMethodName, storagepb.Ingest_OpenStream_FullMethodName} {
+		for calls := 1; calls <= 6; calls++ {
+			t.Run(fmt.Sprintf("%s %d", filepath.Base(method), calls), func(t *testing.T) {
+				storage := startStorage(t, 1)
+				config := testConfig(t, storage.Map())
+				config.StateEvery = -1
+				x := open(t, config)
+				fund(t, x)
+				closeDrained(t, x)
+				other := open(t, testConfig(t, storage.Map()))
+				var seen atomic.Int64
+				var written atomic.Bool
+				config.Client.Dial = []grpc.DialOption{
+					grpc.WithTransportCredentials(insecure.NewCredentials()),
+					grpc.WithUnaryInterceptor(func(ctx context.Context, called string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+						if called == method && seen.Add(1) == int64(calls) {
+							for range 3 {
+								if err := resting(ctx, other, symbols[1]); err != nil {
+									return invoke(ctx, called, req, reply, cc, opts...) // fenced already
+								}
+							}
+							written.Store(true)
+						}
+						return invoke(ctx, called, req, reply, cc, opts...)
+					}),
+				}
+				started, err := Open(t.Context(), config)
+				if err != nil {
+					if !errors.Is(err, ErrDiverged) {
+						t.Fatal(err)
+					}
+					return
+				}
+				defer started.Close()
+				if written.Load() {
+					t.Fatalf("it starts although another one has written: %+v", started.Recovery())
+				}
+				if err := resting(bounded(t), started, symbols[1]); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+	}
+}
+
+// Once outbox and stores were compared, that the machine went down is forgotten, on
+// disk as well.
+func TestComparisonIsNoted(t *testing.T) {
+	storage := startStorage(t, 1)
+	config := testConfig(t, storage.Map())
+	config.StateEvery = -1
+	known := knownState{Format: stateFormat, Cluster: "test", NeedsStores: true, path: statePath(config.OutboxDir)}
+	if err := known.store(); err != nil {
+		t.Fatal(err)
+	}
+	open(t, config)
+	if noted, err := loadState(config.OutboxDir, "test"); err != nil || noted.NeedsStores {
+		t.Errorf("%+v, %v", noted, err)
 	}
 }

@@ -23,8 +23,9 @@ type stream struct {
 
 	// For the lane's goroutine only.
 	opened   bool
-	durable  uint64 // last seq on a quorum, as far as is known
-	next     uint64 // the seq to be gathered next
+	durable  uint64         // last seq on a quorum, as far as is known
+	next     uint64         // the seq to be gathered next
+	stored   *record.Record // what the shard ended with when the stream was opened, nil for nothing
 	group    group
 	received uint64 // highest seq read in this process
 	counted  uint64 // up to here seqs are in stats.persisted
@@ -219,7 +220,7 @@ func (l *lane) take(ctx context.Context, r *record.Record, now time.Time) (bool,
 	}
 	l.count(s, r)
 	if r.Seq < s.next {
-		return true, nil // the shard has it
+		return true, l.passStored(s, r)
 	}
 	if r.Seq > s.next {
 		return true, fmt.Errorf("%w: the shard holds %s up to seq %d, and the outbox goes on with seq %d", ErrMissing, s.sym, s.next-1, r.Seq)
@@ -230,6 +231,19 @@ func (l *lane) take(ctx context.Context, r *record.Record, now time.Time) (bool,
 		return true, l.send(ctx, s)
 	}
 	return true, nil
+}
+
+// passStored passes over a record that the shard has, unless what it has under
+// that number must be another one.
+func (l *lane) passStored(s *stream, r *record.Record) error {
+	last := s.stored
+	switch {
+	case last == nil || r.Seq > last.Seq || r.Seq < last.Seq && r.Global < last.Global:
+		return nil
+	case r.Seq == last.Seq && bytes.Equal(r.Bytes(), last.Bytes()):
+		return nil
+	}
+	return Differ(l.shard, last, r)
 }
 
 // count takes a record that is read for the first time into the statistics.
@@ -308,7 +322,7 @@ func (l *lane) resume(s *stream, res client.OpenResult) error {
 	if err := l.compare(s, res); err != nil {
 		return err
 	}
-	s.opened, s.next = true, res.LastSeq+1
+	s.opened, s.next, s.stored = true, res.LastSeq+1, res.LastRecord
 	s.durable = max(s.durable, res.LastSeq)
 	l.countDurable(s)
 	l.state.Store(int32(StateRunning))
@@ -334,7 +348,7 @@ func (l *lane) compare(s *stream, res client.OpenResult) error {
 // Differ returns an ErrDiverged that says in which fields a shard's record is
 // another one than the outbox's of the same global.
 func Differ(shard string, stored, own *record.Record) error {
-	return fmt.Errorf("%w: record %d is another one in shard %s and in the outbox: %s: "+
+	return fmt.Errorf("%w: record %d in shard %s is not what the outbox has in its place: %s: "+
 		"they are of two histories; move the outbox away to go on from the stores, or give the exchange its own stores",
 		ErrDiverged, stored.Global, shard, strings.Join(stored.Diff(own), ", "))
 }
