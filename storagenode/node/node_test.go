@@ -179,3 +179,21 @@ func TestMetricsAreServed(t *testing.T) {
 		t.Errorf("the same metrics port: %v", err)
 	}
 }
+
+// A disk that hangs while the node starts or stops does not keep the process.
+func TestAHangAtStartOrStopEndsTheProcess(t *testing.T) {
+	n := &node{cfg: Config{ID: "m0"}, fatal: make(chan error, 1)}
+	hangs := make(chan struct{})
+	defer close(hangs)
+	err := n.unlessFatal(func() error {
+		n.onFatal(errors.New("the disk hangs"))
+		<-hangs
+		return nil
+	})
+	if err == nil || !strings.Contains(err.Error(), "member m0 can not go on: the disk hangs") {
+		t.Errorf("got %v", err)
+	}
+	if err := n.unlessFatal(func() error { return nil }); err != nil {
+		t.Errorf("got %v", err)
+	}
+}

@@ -69,17 +69,34 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	n := &node{cfg: c, log: c.logger().With("member", c.ID), fatal: make(chan error, 1), served: make(chan error, 1)}
-	if err := n.start(); err != nil {
+	if err := n.unlessFatal(n.start); err != nil {
 		return err
 	}
 	select {
 	case <-ctx.Done():
-		return n.stop()
+		return n.unlessFatal(n.stop)
 	case err := <-n.fatal:
-		return fmt.Errorf("member %s can not go on: %w", c.ID, err)
+		return n.ended(err)
 	case err := <-n.served:
-		return errors.Join(err, n.stop())
+		return errors.Join(err, n.unlessFatal(n.stop))
 	}
+}
+
+// unlessFatal returns what do returns, or earlier when the node can not go on: do
+// may then wait for a disk that hangs.
+func (n *node) unlessFatal(do func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	select {
+	case err := <-done:
+		return err
+	case err := <-n.fatal:
+		return n.ended(err)
+	}
+}
+
+func (n *node) ended(err error) error {
+	return fmt.Errorf("member %s can not go on: %w", n.cfg.ID, err)
 }
 
 // start claims the port before the data directory: the address must be known, and

@@ -221,23 +221,29 @@ func (s *fsmSnapshot) Release() {
 }
 
 // Restore implements raft.FSM. Of the stream it reads the header only: the
-// snapshot's files are on this disk already, and are linked into place.
+// snapshot's files are on this disk already, and are linked into place. Whatever
+// fails, the node ends: what is live is older than what Raft believes from here on,
+// and the next start adopts the snapshot.
 func (f *fsm) Restore(r io.ReadCloser) error {
-	h, _, err := readStreamHeader(r)
+	id, err := f.restore(r)
 	if err != nil {
-		return err
-	}
-	meta, err := f.snapshots.readMeta(h.ID)
-	if err != nil {
-		return err
-	}
-	if err := f.adopt(&meta); err != nil {
-		// What is live is older than what Raft believes from here on.
-		f.fail(fmt.Errorf("restore snapshot %s: %w", h.ID, err))
+		f.fail(fmt.Errorf("restore snapshot %s: %w", id, err))
 		return err
 	}
 	f.metrics.restores.Inc()
 	return nil
+}
+
+func (f *fsm) restore(r io.Reader) (id string, err error) {
+	h, _, err := readStreamHeader(r)
+	if err != nil {
+		return "", err
+	}
+	meta, err := f.snapshots.readMeta(h.ID)
+	if err != nil {
+		return h.ID, err
+	}
+	return h.ID, f.adopt(&meta)
 }
 
 // adopt makes the snapshot's data the live store. It is crash-safe: the new

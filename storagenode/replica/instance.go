@@ -18,6 +18,19 @@ type instance struct {
 	stop   chan struct{}
 }
 
+// await returns a future's error, or that the instance has ended: what is asked of
+// it in that instant may never be answered.
+func (i *instance) await(f raft.Future) error {
+	answered := make(chan error, 1)
+	go func() { answered <- f.Error() }()
+	select {
+	case err := <-answered:
+		return err
+	case <-i.stop:
+		return raft.ErrRaftShutdown
+	}
+}
+
 const (
 	notifyBacklog = 16
 	drainGrace    = 500 * time.Millisecond
@@ -160,6 +173,9 @@ func termAt(logs raft.LogStore, index uint64) (uint64, error) {
 // rest on.
 func (r *Replica) has(index, term uint64) (bool, error) {
 	if held, err := termAt(r.logs, index); err == nil && held == term {
+		if err := r.isLive(index); err != nil {
+			return false, err
+		}
 		if why, err := r.lostTrack(); err != nil || why != "" {
 			r.restartRaft(why)
 			return true, err
@@ -171,6 +187,33 @@ func (r *Replica) has(index, term uint64) (bool, error) {
 		return false, fmt.Errorf("member %s has committed entries up to %d: it can not go back to a snapshot at %d of term %d", r.cfg.ID, committed, index, term)
 	}
 	return false, nil
+}
+
+// isLive makes sure that a snapshot for whose last entry the log vouches is what
+// the store shows. It waits while Raft is about to adopt one. When it does not,
+// Raft could not read the snapshot, and has gone on with the store before: the next
+// start adopts it.
+func (r *Replica) isLive(index uint64) error {
+	for end := time.Now().Add(r.cfg.HungDiskTimeout); ; {
+		newest, err := r.snapshots.newest()
+		if err != nil || newest == nil || newest.Raft.Index != index {
+			return err
+		}
+		applied, _ := r.fsm.appliedIndex()
+		if applied >= index {
+			return nil
+		}
+		if time.Now().After(end) {
+			err := fmt.Errorf("the snapshot at %d is there, and the store shows entries up to %d only", index, applied)
+			r.fatal(err)
+			return err
+		}
+		select {
+		case <-r.ctx.Done():
+			return r.ctx.Err()
+		case <-time.After(interruptPause):
+		}
+	}
 }
 
 // lostTrack says how the Raft instance is wrong about where the log ends, or "".

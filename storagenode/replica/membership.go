@@ -205,8 +205,8 @@ func (r *Replica) TransferLeadership(ctx context.Context, id string) (string, er
 	if err := r.awaitMatch(ctx, target); err != nil {
 		return "", err
 	}
-	transfer := r.raft().LeadershipTransferToServer(target.ID, target.Address)
-	if err := transfer.Error(); err != nil {
+	i := r.current.Load()
+	if err := i.await(i.raft.LeadershipTransferToServer(target.ID, target.Address)); err != nil {
 		return "", unavailable("leadership was not handed to %s: %v", target.ID, err)
 	}
 	return r.awaitOtherLeader(ctx)

@@ -113,7 +113,8 @@ func (r *Replica) verifyLead() error {
 		r.gate.RUnlock()
 		return unavailable("the node is stopping")
 	}
-	ra, term := r.raft(), r.raft().CurrentTerm()
+	i := r.current.Load()
+	ra, term := i.raft, i.raft.CurrentTerm()
 	var barrier raft.Future
 	if r.check.term != term {
 		barrier = ra.Barrier(r.cfg.ApplyTimeout)
@@ -128,7 +129,7 @@ func (r *Replica) verifyLead() error {
 		}
 		r.check.term = term
 	}
-	if err := ra.VerifyLeader().Error(); err != nil {
+	if err := i.await(ra.VerifyLeader()); err != nil {
 		return r.refusalOf(err)
 	}
 	return nil

@@ -789,3 +789,17 @@ func TestSmallProposalsCount(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// What is asked of a Raft instance in the instant of its end is answered: the
+// library itself may not.
+func TestAnEndedInstanceKeepsNobodyWaiting(t *testing.T) {
+	r, _, _ := single(t, nil)
+	awaitOwner(t, r)
+	old := r.current.Load()
+	r.restartRaft("a test")
+	for range 50 {
+		if err := old.await(old.raft.VerifyLeader()); err == nil {
+			t.Fatal("an instance that has ended leads")
+		}
+	}
+}

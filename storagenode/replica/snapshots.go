@@ -3,6 +3,7 @@ package replica
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -352,6 +353,7 @@ type snapshotSink struct {
 	meta  snapshotMeta
 	token []byte
 	name  string // unfinished directory with the data, "" before persist
+	was   bool   // the data was staged
 	done  bool
 }
 
@@ -398,10 +400,19 @@ func (k *snapshotSink) Close() error {
 		return fmt.Errorf("snapshot %s: %w", k.ID(), err)
 	}
 	if err := k.finish(); err != nil {
-		return fmt.Errorf("snapshot %s: %w", k.ID(), err)
+		return fmt.Errorf("snapshot %s: %w", k.ID(), errors.Join(err, k.discard()))
 	}
 	k.s.reap()
 	return nil
+}
+
+// discard gives back the space of a snapshot that could not be finished. Raft
+// cancels none that it has closed.
+func (k *snapshotSink) discard() error {
+	if k.was {
+		return k.s.staging.takeBack(k.name)
+	}
+	return k.s.fs.RemoveAll(k.s.path(k.name))
 }
 
 func (k *snapshotSink) adopt() error {
@@ -412,7 +423,7 @@ func (k *snapshotSink) adopt() error {
 	if err := k.s.staging.adopt(k.token, name); err != nil {
 		return err
 	}
-	k.name = name
+	k.name, k.was = name, true
 	return nil
 }
 
@@ -430,6 +441,11 @@ func (k *snapshotSink) finish() error {
 	}
 	if err := writeFileSync(fs, k.s.path(k.name, metaFile), seal(b)); err != nil {
 		return err
+	}
+	if k.was {
+		if err := fs.Remove(k.s.path(k.name, stagedList)); err != nil {
+			return err
+		}
 	}
 	if err := syncDir(fs, k.s.path(k.name)); err != nil {
 		return err

@@ -38,6 +38,7 @@ type staging struct {
 	busy sync.Mutex // held from stage until the release that it returns
 
 	mu     sync.Mutex
+	closed bool
 	serial int
 	token  string      // of what is complete and can be adopted, "" for nothing
 	expiry *time.Timer // drops what was left
@@ -106,6 +107,9 @@ func (g *staging) claim() {
 func (g *staging) expire(after time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.closed {
+		return
+	}
 	g.expiry = time.AfterFunc(after, func() {
 		if !g.busy.TryLock() {
 			return // an attempt goes on with it
@@ -117,8 +121,13 @@ func (g *staging) expire(after time.Duration) {
 	})
 }
 
-// stop ends the waiting of expire.
-func (g *staging) stop() { g.claim() }
+// stop ends the waiting of expire, for good.
+func (g *staging) stop() {
+	g.claim()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
+}
 
 // release ends a transfer that was complete. What was not adopted is kept for a
 // while: the leader's next attempt needs to send nothing of it.
@@ -136,10 +145,20 @@ func (g *staging) adopt(token []byte, name string) error {
 		return errors.New(sinkTokenUsage)
 	}
 	g.token = ""
-	if err := g.s.fs.Rename(g.path(), g.s.path(name)); err != nil {
-		return err
+	return g.s.fs.Rename(g.path(), g.s.path(name))
+}
+
+// takeBack undoes adopt where what followed has failed, so that the next transfer
+// goes on with what was received.
+func (g *staging) takeBack(name string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if _, err := g.s.fs.Stat(g.path()); isNotExist(err) {
+		if _, err := g.s.fs.Stat(g.s.path(name, stagedList)); err == nil {
+			return g.s.fs.Rename(g.s.path(name), g.path())
+		}
 	}
-	return g.s.fs.Remove(g.s.path(name, stagedList))
+	return g.s.fs.RemoveAll(g.s.path(name))
 }
 
 // drop removes everything that is staged. REQUIRES: busy held, or the start.
@@ -342,13 +361,20 @@ func (g *staging) write(f streamFile, from int64, r io.Reader, crc io.Writer) er
 		return err
 	}
 	buffer := make([]byte, min(f.Size-from, snapshotChunkBytes))
-	for from < f.Size {
+	for unsynced := int64(0); from < f.Size; {
 		n, err := r.Read(buffer[:min(f.Size-from, int64(len(buffer)))])
 		if n > 0 {
 			if _, err := w.WriteAt(buffer[:n], from); err != nil {
 				return err
 			}
 			from += int64(n)
+			unsynced += int64(n)
+		}
+		if unsynced >= unsyncedBytesMax { // one sync of all of it could look like a disk that hangs
+			if err := w.SyncData(); err != nil {
+				return err
+			}
+			unsynced = 0
 		}
 		if err != nil && from < f.Size {
 			return err

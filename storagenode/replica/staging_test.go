@@ -4,19 +4,25 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
+	"github.com/countinghouse/countinghouse/storagenode/diskfault"
 	"github.com/countinghouse/countinghouse/storagenode/refusal"
 	"github.com/countinghouse/countinghouse/storagenode/store"
 )
@@ -266,6 +272,7 @@ func damageStaged(t *testing.T, dataDir string, rng *rand.Rand) {
 func TestALaterTransferEndsOneThatStandsStill(t *testing.T) {
 	follower, donor, _ := tabled(t)
 	old := newFakeLeader(t, follower, 9)
+	old.tr.opts.SnapshotIdleTimeout, follower.transport.opts.SnapshotIdleTimeout = time.Hour, time.Hour // which end nothing
 	meta, stuck := sourceOf(t, donor, -1, nil)
 	stuck.cut, stuck.wait, stuck.asked = int64(stuck.begin)+2*chunkBytes, make(chan struct{}), make(chan struct{})
 	ended := make(chan error, 1)
@@ -545,4 +552,182 @@ func reopenServed(t *testing.T, cfg Config) *Replica {
 	go s.Serve(l)
 	t.Cleanup(s.Stop)
 	return r
+}
+
+// A table that is staged is synced as it grows: one sync of a large one would look
+// like a disk that hangs.
+func TestStagedFilesAreSyncedAsTheyGrow(t *testing.T) {
+	var written, worst int64
+	fs := &countingFS{FS: vfs.NewMem(), wrote: func(n int64) {
+		written += n
+		worst = max(worst, written)
+	}, synced: func() { written = 0 }}
+	s, err := openSnapshots(fs, "snapshots", "test", "s1", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	if err := fs.MkdirAll(s.staging.path(dataDir), dirMode); err != nil {
+		t.Fatal(err)
+	}
+	const size = 5 * unsyncedBytesMax
+	zero := make([]byte, size)
+	f := streamFile{Path: "a.sst", Size: size, CRC: crc32.Checksum(zero, crc32.MakeTable(crc32.Castagnoli))}
+	if err := s.staging.unpackFile(f, 0, bytes.NewReader(zero)); err != nil {
+		t.Fatal(err)
+	}
+	if worst > unsyncedBytesMax+snapshotChunkBytes || written != 0 {
+		t.Errorf("%d bytes were unsynced at a time, %d at the end", worst, written)
+	}
+}
+
+// countingFS tells of bytes written and of syncs.
+type countingFS struct {
+	vfs.FS
+	wrote  func(int64)
+	synced func()
+}
+
+func (c *countingFS) OpenReadWrite(name string, k vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
+	f, err := c.FS.OpenReadWrite(name, k, o...)
+	return &countingFile{f, c}, err
+}
+
+type countingFile struct {
+	vfs.File
+	fs *countingFS
+}
+
+func (f *countingFile) WriteAt(p []byte, at int64) (int, error) {
+	f.fs.wrote(int64(len(p)))
+	return f.File.WriteAt(p, at)
+}
+
+func (f *countingFile) Sync() error { f.fs.synced(); return f.File.Sync() }
+
+func (f *countingFile) SyncData() error { f.fs.synced(); return f.File.SyncData() }
+
+// A snapshot whose last step fails leaves nothing behind, and what was received of
+// it is not sent again.
+func TestAFailedLastStepLeavesNothing(t *testing.T) {
+	_, donor, _ := tabled(t)
+	var fails atomic.Bool
+	follower, _, _ := single(t, func(c *Config) {
+		idleFollower(c)
+		c.FS = diskfault.Wrap(vfs.Default, func(op diskfault.Op) diskfault.Fault {
+			if fails.Load() && op.Kind == diskfault.Create && vfs.Default.PathBase(op.Path) == metaFile {
+				return diskfault.Fault{Err: unix.EACCES}
+			}
+			return diskfault.Fault{}
+		})
+	})
+	leader := newFakeLeader(t, follower, 9)
+	fails.Store(true)
+	for range 3 {
+		if _, err := leader.install(donor, -1, nil); err == nil {
+			t.Fatal("a snapshot without META was taken")
+		}
+		names, err := follower.cfg.FS.List(follower.snapshots.dir)
+		if err != nil || !slices.Equal(names, []string{stagingName}) {
+			t.Errorf("it leaves %v, %v", names, err)
+		}
+	}
+	fails.Store(false)
+	meta, source := sourceOf(t, donor, -1, nil)
+	if err := leader.send(meta, source); err != nil {
+		t.Fatal(err)
+	}
+	if source.sent != 0 {
+		t.Errorf("%d bytes were sent again", source.sent)
+	}
+	if got, want := lastSeq(t, follower), lastSeq(t, donor); got != want {
+		t.Errorf("last seq %d, want %d", got, want)
+	}
+}
+
+// A member that could not read a snapshot which it has received does not say that
+// it has it: it ends, and its next start adopts the snapshot.
+func TestASnapshotThatIsNotLiveIsNotVouchedFor(t *testing.T) {
+	_, donor, _ := tabled(t)
+	var fails atomic.Bool
+	follower, cfg, fatal := single(t, func(c *Config) {
+		idleFollower(c)
+		c.HungDiskTimeout = 300 * time.Millisecond
+		c.FS = diskfault.Wrap(vfs.Default, func(op diskfault.Op) diskfault.Fault {
+			if fails.Load() && op.Kind == diskfault.Open && vfs.Default.PathBase(op.Path) == metaFile {
+				return diskfault.Fault{Err: unix.EIO}
+			}
+			return diskfault.Fault{}
+		})
+	})
+	leader := newFakeLeader(t, follower, 9)
+	fails.Store(true)
+	if _, err := leader.install(donor, -1, nil); err == nil {
+		t.Fatal("a snapshot was taken that could not be read")
+	}
+	fails.Store(false)
+	if _, err := leader.install(donor, -1, nil); err == nil && lastSeq(t, follower) != lastSeq(t, donor) {
+		t.Error("the leader is told that the snapshot is there, and the store does not show it")
+	}
+	select {
+	case <-fatal:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the member goes on")
+	}
+	if err := follower.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cfg.FS = vfs.Default
+	again := reopenServed(t, cfg)
+	if got, want := lastSeq(t, again), lastSeq(t, donor); got != want {
+		t.Errorf("last seq %d after a start, want %d", got, want)
+	}
+}
+
+// Once a later leader has come, an earlier one that waits gets no place.
+func TestAnEarlierLeaderGetsNoPlace(t *testing.T) {
+	tr, _ := serve(t, TransportOptions{})
+	done, err := tr.receiving(t.Context(), 7, func(error) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	results := make(chan error, 2)
+	wait := func(term uint64) {
+		_, err := tr.receiving(t.Context(), term, func(error) {})
+		results <- err
+	}
+	go wait(5)
+	go wait(9)
+	await(t, "the later one has come", func() bool {
+		tr.receiverMu.RLock()
+		defer tr.receiverMu.RUnlock()
+		return tr.receiveOf == 9
+	})
+	done()
+	for range 2 { // whichever comes first, the one of term 9 has it at last
+		if err := <-results; err == nil {
+			break
+		}
+	}
+	tr.receiverMu.RLock()
+	defer tr.receiverMu.RUnlock()
+	if tr.reception == nil || tr.reception.term != 9 {
+		t.Errorf("%+v has the place", tr.reception)
+	}
+}
+
+// After its end a store of snapshots drops nothing any more: the directory may be
+// another's by then.
+func TestNothingExpiresAfterTheEnd(t *testing.T) {
+	s, err := openSnapshots(vfs.NewMem(), "snapshots", "test", "s1", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.close()
+	if _, _, err := s.staging.stage(strings.NewReader("nonsense"), 8, nil); err == nil {
+		t.Fatal("nonsense was taken")
+	}
+	if s.staging.expiry != nil {
+		t.Error("a timer runs")
+	}
 }

@@ -125,6 +125,7 @@ type Transport struct {
 	receiverMu sync.RWMutex
 	receiver   snapshotReceiver // guarded by receiverMu
 	reception  *reception       // guarded by receiverMu; nil for none
+	receiveOf  uint64           // guarded by receiverMu; the latest term of a sender
 
 	ctx    context.Context // ends with Stop; carries the cluster's metadata
 	cancel context.CancelFunc

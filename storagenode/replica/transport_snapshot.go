@@ -245,10 +245,12 @@ type reception struct {
 
 // receiving waits until no other snapshot is received; done ends that. One that an
 // earlier leader sends, or that this leader sent before, is ended: its sender may
-// be behind a cut link, and would keep its place for long.
+// be behind a cut link, and would keep its place for long. Once a later leader has
+// come, an earlier one gets no place any more.
 func (t *Transport) receiving(ctx context.Context, term uint64, cancel context.CancelCauseFunc) (done func(), err error) {
 	own := &reception{term, cancel}
 	t.receiverMu.Lock()
+	t.receiveOf = max(t.receiveOf, term)
 	if other := t.reception; other != nil && other.term <= term {
 		other.cancel(errSnapshotPreempted)
 	}
@@ -260,6 +262,10 @@ func (t *Transport) receiving(ctx context.Context, term uint64, cancel context.C
 	}
 	t.receiverMu.Lock()
 	defer t.receiverMu.Unlock()
+	if term < t.receiveOf {
+		<-t.installing
+		return nil, status.Error(codes.Canceled, errSnapshotPreempted.Error())
+	}
 	t.reception = own
 	return func() {
 		t.receiverMu.Lock()
