@@ -56,12 +56,14 @@ type pendingBatch struct {
 	arrived  time.Time
 }
 
+type appendStreamServer = grpc.BidiStreamingServer[storagepb.AppendRequest, storagepb.AppendResponse]
+
 // Append serves storagepb.IngestServer: one goroutine takes batches in and hands
 // them to Raft, this one answers them in the same order. The channel between them
 // bounds how many are on their way; when it is full, the stream's flow control
 // holds the client back.
-func (i *ingest) Append(stream grpc.BidiStreamingServer[storagepb.AppendRequest, storagepb.AppendResponse]) error {
-	leave, err := i.server.enterAppend()
+func (i *ingest) Append(stream appendStreamServer) error {
+	place, leave, err := i.server.enterAppend()
 	if err != nil {
 		return err
 	}
@@ -72,9 +74,9 @@ func (i *ingest) Append(stream grpc.BidiStreamingServer[storagepb.AppendRequest,
 	received := make(chan error, 1)
 	go func() {
 		defer close(pending)
-		received <- i.receive(ctx, stream, pending)
+		received <- i.receive(ctx, stream, place, pending)
 	}()
-	if err := i.answerAll(stream, pending); err != nil {
+	if err := i.answerAll(stream, place, pending); err != nil {
 		go i.drain(pending)
 		return err
 	}
@@ -89,7 +91,7 @@ func (i *ingest) drain(pending <-chan *pendingBatch) {
 	}
 }
 
-func (i *ingest) receive(ctx context.Context, stream grpc.BidiStreamingServer[storagepb.AppendRequest, storagepb.AppendResponse], pending chan<- *pendingBatch) error {
+func (i *ingest) receive(ctx context.Context, stream appendStreamServer, place *appendStream, pending chan<- *pendingBatch) error {
 	for {
 		req, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -98,6 +100,8 @@ func (i *ingest) receive(ctx context.Context, stream grpc.BidiStreamingServer[st
 		if err != nil {
 			return err
 		}
+		place.pending.Add(1)
+		place.used.Store(i.server.appends.now())
 		pending <- i.take(ctx, req.Batch)
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -125,7 +129,7 @@ func (i *ingest) take(ctx context.Context, b []byte) *pendingBatch {
 }
 
 // answerAll sends the answers until there are no more, or the server stops.
-func (i *ingest) answerAll(stream grpc.BidiStreamingServer[storagepb.AppendRequest, storagepb.AppendResponse], pending <-chan *pendingBatch) error {
+func (i *ingest) answerAll(stream appendStreamServer, place *appendStream, pending <-chan *pendingBatch) error {
 	for {
 		select {
 		case p, ok := <-pending:
@@ -133,9 +137,12 @@ func (i *ingest) answerAll(stream grpc.BidiStreamingServer[storagepb.AppendReque
 				return nil
 			}
 			i.complete(p)
+			place.pending.Add(-1)
 			if err := stream.Send(p.answer); err != nil {
 				return err
 			}
+		case <-place.evicted:
+			return refusal.New(storagepb.Code_CODE_OVERLOADED, "member %s gives the place of this idle stream to another writer", i.server.replica.ID())
 		case <-i.server.stopped.Done():
 			return refusal.New(storagepb.Code_CODE_UNAVAILABLE, "member %s is stopping", i.server.replica.ID())
 		}

@@ -1,21 +1,30 @@
 package storagenode
 
 import (
+	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
 
 	"github.com/countinghouse/countinghouse/storagenode/refusal"
 	"github.com/countinghouse/countinghouse/storagenode/storagepb"
 )
+
+// undrainedMax is how many streams of one connection may end because their client
+// took nothing, before the connection is closed: what such a stream was sent stays
+// in memory as long as its connection does.
+const undrainedMax = 4
 
 // limitedListener closes connections beyond a number as soon as they are accepted.
 type limitedListener struct {
 	net.Listener
 	places  chan struct{} // taken by each connection that is open
 	metrics *metrics
+	open    sync.Map // by remote address: *limitedConn
 }
 
 // Accept returns the next connection for which there is a place.
@@ -28,10 +37,15 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 		select {
 		case l.places <- struct{}{}:
 			l.metrics.connections.Inc()
-			return &limitedConn{Conn: conn, leave: sync.OnceFunc(func() {
+			address := conn.RemoteAddr().String()
+			c := &limitedConn{Conn: conn}
+			c.leave = sync.OnceFunc(func() {
 				l.metrics.connections.Dec()
+				l.open.CompareAndDelete(address, c)
 				<-l.places
-			})}, nil
+			})
+			l.open.Store(address, c)
+			return c, nil
 		default:
 			l.metrics.connectionsRefused.Inc()
 			_ = conn.Close() // the peer tries again
@@ -41,7 +55,21 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 
 type limitedConn struct {
 	net.Conn
-	leave func()
+	leave     func()
+	undrained atomic.Int32 // streams ended because their client took nothing
+}
+
+// undrained notes that a stream of the call's connection was ended because its
+// client took nothing.
+func (l *limitedListener) undrained(ctx context.Context) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return
+	}
+	c, ok := l.open.Load(p.Addr.String())
+	if ok && c.(*limitedConn).undrained.Add(1) >= undrainedMax {
+		_ = c.(*limitedConn).Close() // gRPC notices, and lets go of everything
+	}
 }
 
 // Close gives the connection's place back.
@@ -56,6 +84,7 @@ func (c *limitedConn) Close() error {
 type impatient struct {
 	timeout time.Duration
 	metrics *metrics
+	ended   func(context.Context) // told of the context of a stream that was ended
 }
 
 func (i impatient) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
@@ -73,6 +102,7 @@ func (i impatient) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServer
 	case <-overdue:
 		// The return ends the stream, which lets the handler's Send fail.
 		i.metrics.readersEnded.Inc()
+		i.ended(ss.Context())
 		return refusal.New(storagepb.Code_CODE_OVERLOADED, "the client has taken nothing for %s of what it asked for", i.timeout)
 	}
 }
@@ -96,17 +126,70 @@ func (s *impatientStream) SendMsg(m any) error {
 	return s.ServerStream.SendMsg(m)
 }
 
+// appendStream is an append stream that is open.
+type appendStream struct {
+	used    atomic.Int64  // when it last got a batch, nanoseconds of the server's life
+	pending atomic.Int64  // batches without an answer
+	evicted chan struct{} // closed when another stream takes its place
+}
+
+// appendStreams bounds the append streams. Where all places are taken, one that
+// has been idle for long gives its own to a writer that comes.
+type appendStreams struct {
+	began time.Time
+	max   int
+	idle  time.Duration
+	mu    sync.Mutex
+	open  map[*appendStream]bool
+}
+
+func (a *appendStreams) now() int64 { return int64(time.Since(a.began)) }
+
+// enter returns a place, nil if there is none.
+func (a *appendStreams) enter() *appendStream {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.open) >= a.max && !a.evict() {
+		return nil
+	}
+	s := &appendStream{evicted: make(chan struct{})}
+	s.used.Store(a.now())
+	a.open[s] = true
+	return s
+}
+
+// evict ends the stream that was idle longest, if that is long enough. REQUIRES:
+// mu held.
+func (a *appendStreams) evict() bool {
+	var oldest *appendStream
+	for s := range a.open {
+		if s.pending.Load() == 0 && (oldest == nil || s.used.Load() < oldest.used.Load()) {
+			oldest = s
+		}
+	}
+	if oldest == nil || a.now()-oldest.used.Load() < int64(a.idle) {
+		return false
+	}
+	delete(a.open, oldest)
+	close(oldest.evicted)
+	return true
+}
+
+func (a *appendStreams) leave(s *appendStream) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.open, s)
+}
+
 // enterAppend takes a place for an append stream, or refuses it.
-func (s *Server) enterAppend() (leave func(), err error) {
-	select {
-	case s.appends <- struct{}{}:
-	default:
+func (s *Server) enterAppend() (place *appendStream, leave func(), err error) {
+	if place = s.appends.enter(); place == nil {
 		s.metrics.appendsRefused.Inc()
-		return nil, refusal.New(storagepb.Code_CODE_OVERLOADED, "member %s serves %d append streams already, which is its limit", s.replica.ID(), cap(s.appends))
+		return nil, nil, refusal.New(storagepb.Code_CODE_OVERLOADED, "member %s serves %d append streams already, which is its limit", s.replica.ID(), s.appends.max)
 	}
 	s.metrics.appendStreams.Inc()
-	return func() {
+	return place, func() {
 		s.metrics.appendStreams.Dec()
-		<-s.appends
+		s.appends.leave(place)
 	}, nil
 }

@@ -6,6 +6,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/peer"
 
 	"github.com/countinghouse/countinghouse/storagenode"
 	"github.com/countinghouse/countinghouse/storagenode/refusal"
@@ -135,4 +138,71 @@ func TestAppendStreamsAndConnectionsAreLimited(t *testing.T) {
 	}
 	eventually(t, "there is a place again", func() bool { return value(t, m, "storagenode_server_connections") <= 1 })
 	write(t, m, "B", 1, 10, 1)
+}
+
+// Where all places are taken, a writer gets that of a stream that nobody uses.
+func TestAnIdleStreamGivesItsPlaceAway(t *testing.T) {
+	m := limited(t, storagenode.Options{AppendStreamsMax: 2, ReaderTimeout: 50 * time.Millisecond})
+	var idle []storagepb.Ingest_AppendClient
+	for range 2 {
+		s, err := m.ingest().Append(testContext(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		idle = append(idle, s)
+	}
+	eventually(t, "both are open", func() bool { return value(t, m, "storagenode_server_append_streams") == 2 })
+	eventually(t, "a writer has a place", func() bool {
+		stream, err := m.ingest().Append(testContext(t))
+		if err != nil {
+			return false
+		}
+		defer func() { _ = stream.CloseSend() }()
+		if err := stream.Send(&storagepb.AppendRequest{Batch: []byte("nonsense")}); err != nil {
+			return false
+		}
+		a, err := stream.Recv()
+		return err == nil && a.Refusal != nil
+	})
+	ended := 0
+	for _, s := range idle[:1] {
+		if _, err := s.Recv(); err != nil {
+			wantRefusal(t, err, refusal.ErrOverloaded)
+			ended++
+		}
+	}
+	if ended == 0 {
+		t.Error("nobody gave its place away")
+	}
+}
+
+// A client that asks again and again and never reads loses its connection, and the
+// memory that it took is free again.
+func TestReadersThatNeverReadTakeBoundedMemory(t *testing.T) {
+	m := limited(t, storagenode.Options{ReaderTimeout: 50 * time.Millisecond, QueriesMax: 16})
+	write(t, m, "A", 1, 20000, 1000)
+	conn, err := grpc.NewClient("passthrough:///"+m.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	dials := map[string]bool{}
+	for ended := 0.0; ended < 12; ended = value(t, m, "storagenode_server_readers_ended_total") {
+		var p peer.Peer
+		stream, err := storagepb.NewQueryClient(conn).Scan(testContext(t), &storagepb.ScanRequest{Instrument: "A"}, grpc.Peer(&p))
+		if err == nil {
+			_, err = stream.Header()
+		}
+		if err != nil {
+			continue // its connection was closed, or too many are under way
+		}
+		if pr, ok := peer.FromContext(stream.Context()); ok {
+			dials[pr.LocalAddr.String()] = true
+		}
+		before := ended
+		eventually(t, "its stream is ended", func() bool { return value(t, m, "storagenode_server_readers_ended_total") > before })
+	}
+	if len(dials) < 3 {
+		t.Errorf("12 streams that were not read, on the connections %v", dials)
+	}
 }

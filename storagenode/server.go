@@ -44,7 +44,8 @@ type Options struct {
 	AppendWindow int
 	// QueriesMax bounds the Get, Scan, Tail and Verify calls at a time; default 256.
 	QueriesMax int
-	// AppendStreamsMax bounds the Append streams at a time; default 256.
+	// AppendStreamsMax bounds the Append streams at a time; default 256. Where all
+	// are taken, one that got nothing for ReaderTimeout gives its place away.
 	AppendStreamsMax int
 	// ConnectionsMax bounds the connections at a time, those of the shard's other
 	// members among them; more are closed at once. Default 4096.
@@ -95,7 +96,8 @@ type Server struct {
 	health  *health.Server
 	metrics *metrics
 	queries chan struct{} // a place for each query under way
-	appends chan struct{} // a place for each append stream
+	appends appendStreams
+	listens *limitedListener
 	stop    context.CancelFunc
 	stopped context.Context // ends with Stop
 }
@@ -105,8 +107,10 @@ func New(r *replica.Replica, o Options) *Server {
 	o = o.withDefaults()
 	s := &Server{
 		opts: o, replica: r, health: health.NewServer(), metrics: newMetrics(),
-		queries: make(chan struct{}, o.QueriesMax), appends: make(chan struct{}, o.AppendStreamsMax),
+		queries: make(chan struct{}, o.QueriesMax),
+		appends: appendStreams{began: time.Now(), max: o.AppendStreamsMax, idle: o.ReaderTimeout, open: make(map[*appendStream]bool)},
 	}
+	s.listens = &limitedListener{places: make(chan struct{}, o.ConnectionsMax), metrics: s.metrics}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(s.serverOptions()...)
 	r.Transport().Register(s.grpc)
@@ -129,14 +133,15 @@ func (s *Server) serverOptions() []grpc.ServerOption {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinimum, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(guard.unary),
 		grpc.MaxConcurrentStreams(s.opts.StreamsMax),
-		grpc.ChainStreamInterceptor(guard.stream, impatient{s.opts.ReaderTimeout, s.metrics}.stream),
+		grpc.ChainStreamInterceptor(guard.stream, impatient{s.opts.ReaderTimeout, s.metrics, s.listens.undrained}.stream),
 	}
 }
 
 // Serve serves the listener until Stop is called or the listener fails.
 func (s *Server) Serve(l net.Listener) error {
 	go s.reportReadiness()
-	err := s.grpc.Serve(&limitedListener{Listener: l, places: make(chan struct{}, s.opts.ConnectionsMax), metrics: s.metrics})
+	s.listens.Listener = l
+	err := s.grpc.Serve(s.listens)
 	if errors.Is(err, grpc.ErrServerStopped) {
 		return nil
 	}

@@ -293,3 +293,38 @@ func TestAReplicaWatchesItsWrites(t *testing.T) {
 		t.Errorf("%v slow writes", got-before)
 	}
 }
+
+// After a sync that failed nothing is written any more, and no second sync can
+// report that all is well.
+func TestNothingIsWrittenAfterAFailedSync(t *testing.T) {
+	fails, touched := true, 0
+	disk := &diskWatch{fs: vfs.NewMem()}
+	g := newDiskGuard(time.Minute, func(error) {}, newMetrics(), disk)
+	defer g.close()
+	fs := &guardedFS{FS: diskfault.Wrap(vfs.NewMem(), func(op diskfault.Op) diskfault.Fault {
+		touched++
+		if fails && op.Kind == diskfault.Sync {
+			return diskfault.Fault{Err: unix.EIO}
+		}
+		return diskfault.Fault{}
+	}), guard: g}
+	f, err := fs.Create("a", vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); !errors.Is(err, unix.EIO) {
+		t.Fatal(err)
+	}
+	fails, touched = false, 0
+	_, write := f.Write([]byte("x"))
+	for what, err := range map[string]error{
+		"write": write, "sync": f.Sync(), "sync of data": f.SyncData(), "rename": fs.Rename("a", "b"), "directory": fs.MkdirAll("d", 0o755), "remove": fs.Remove("a"),
+	} {
+		if !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), "nothing is written any more") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if touched != 0 {
+		t.Errorf("the disk was touched %d times", touched)
+	}
+}
