@@ -21,6 +21,19 @@ func limited(t *testing.T, o storagenode.Options) *member {
 	return newClusterOf(t, 1, o, nil).leader()
 }
 
+// narrow connects with a window that does not grow: what a client does not read
+// soon stays with the server.
+func narrow(t *testing.T, m *member) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient("passthrough:///"+m.address, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(64<<10))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
 // value returns one of the member's metrics, summed over its labels.
 func value(t *testing.T, m *member, name string) (sum float64) {
 	t.Helper()
@@ -45,7 +58,7 @@ func value(t *testing.T, m *member, name string) (sum float64) {
 func TestAReaderThatTakesNothingLosesItsStream(t *testing.T) {
 	m := limited(t, storagenode.Options{ReaderTimeout: 200 * time.Millisecond, QueriesMax: 1, ChunkBytes: 64 << 10})
 	write(t, m, "A", 1, 20000, 1000)
-	stream, err := m.query().Scan(testContext(t), &storagepb.ScanRequest{Instrument: "A"})
+	stream, err := storagepb.NewQueryClient(narrow(t, m)).Scan(testContext(t), &storagepb.ScanRequest{Instrument: "A"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +94,7 @@ func TestAReaderThatTakesNothingLosesItsStream(t *testing.T) {
 func TestAWriterThatTakesNoAnswersLosesItsStream(t *testing.T) {
 	m := limited(t, storagenode.Options{ReaderTimeout: 200 * time.Millisecond})
 	epoch := open(t, m, "A", 1).Epoch
-	stream, err := m.ingest().Append(testContext(t))
+	stream, err := storagepb.NewIngestClient(narrow(t, m)).Append(testContext(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,15 +194,10 @@ func TestAnIdleStreamGivesItsPlaceAway(t *testing.T) {
 func TestReadersThatNeverReadTakeBoundedMemory(t *testing.T) {
 	m := limited(t, storagenode.Options{ReaderTimeout: 50 * time.Millisecond, QueriesMax: 16})
 	write(t, m, "A", 1, 20000, 1000)
-	conn, err := grpc.NewClient("passthrough:///"+m.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	conn := narrow(t, m)
 	dials := map[string]bool{}
 	for ended := 0.0; ended < 12; ended = value(t, m, "storagenode_server_readers_ended_total") {
-		var p peer.Peer
-		stream, err := storagepb.NewQueryClient(conn).Scan(testContext(t), &storagepb.ScanRequest{Instrument: "A"}, grpc.Peer(&p))
+		stream, err := storagepb.NewQueryClient(conn).Scan(testContext(t), &storagepb.ScanRequest{Instrument: "A"}, grpc.WaitForReady(true))
 		if err == nil {
 			_, err = stream.Header()
 		}
