@@ -1,0 +1,253 @@
+package v1
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// InstrumentShard is a Raft group of storage nodes that keeps the records of the
+// instruments it owns.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:resource:shortName=ishard,categories=all
+// +kubebuilder:subresource:status
+// +kubebuilder:subresource:scale:specpath=.spec.replicas,statuspath=.status.replicas,selectorpath=.status.selector
+// +kubebuilder:printcolumn:name="Healthy",type=string,JSONPath=`.status.conditions[?(@.type=="Available")].status`
+// +kubebuilder:printcolumn:name="Leader",type=string,JSONPath=`.status.leader`
+// +kubebuilder:printcolumn:name="Ready",type=integer,JSONPath=`.status.readyReplicas`
+// +kubebuilder:printcolumn:name="Replicas",type=integer,JSONPath=`.spec.replicas`
+// +kubebuilder:printcolumn:name="Instruments",type=string,JSONPath=`.status.instrumentSummary`
+// +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Available")].reason`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",message="metadata.name: use up to 40 lower-case letters, digits and '-', beginning with a letter: members are named after it"
+type InstrumentShard struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +kubebuilder:validation:Required
+	Spec   InstrumentShardSpec   `json:"spec"`
+	Status InstrumentShardStatus `json:"status,omitempty"`
+}
+
+// InstrumentShardList is a list of InstrumentShards.
+//
+// +kubebuilder:object:root=true
+type InstrumentShardList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []InstrumentShard `json:"items"`
+}
+
+// InstrumentShardSpec is what a shard shall be.
+type InstrumentShardSpec struct {
+	// Cluster names the exchange whose records the shard keeps. Shards, exchange and
+	// readers of one cluster refuse those of another. It can not be changed.
+	//
+	// +kubebuilder:default=countinghouse
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the cluster can not be changed: the data belongs to it; create another shard"
+	Cluster string `json:"cluster,omitempty"`
+
+	// Instruments that the shard owns, such as IF2501; "__ACCOUNT__" is the stream of
+	// the accounts. Where two shards of a cluster name the same one, the older shard
+	// has it.
+	//
+	// +listType=set
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=10000
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=16
+	// +kubebuilder:validation:items:Pattern=`^[!-~]+$`
+	Instruments []string `json:"instruments"`
+
+	// Replicas is the number of members: 1, 3, 5 or 7. It is raised and lowered by one
+	// member at a time.
+	//
+	// +kubebuilder:default=3
+	// +kubebuilder:validation:Enum=1;3;5;7
+	Replicas int32 `json:"replicas,omitempty"`
+
+	// Image of the storage node; the operator's default when empty.
+	//
+	// +kubebuilder:validation:MaxLength=512
+	Image string `json:"image,omitempty"`
+
+	// ImagePullPolicy of the storage node.
+	//
+	// +kubebuilder:validation:Enum=Always;IfNotPresent;Never
+	// +kubebuilder:default=IfNotPresent
+	ImagePullPolicy corev1.PullPolicy `json:"imagePullPolicy,omitempty"`
+
+	// ImagePullSecrets are given to the members' pods.
+	//
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	ImagePullSecrets []corev1.LocalObjectReference `json:"imagePullSecrets,omitempty"`
+
+	// Storage says where a member's data lies, and what becomes of it.
+	//
+	// +kubebuilder:default={}
+	Storage StorageSpec `json:"storage,omitempty"`
+
+	// Limits bound a member's log, memory and calls.
+	//
+	// +kubebuilder:default={}
+	Limits LimitsSpec `json:"limits,omitempty"`
+
+	// Timing of elections.
+	//
+	// +kubebuilder:default={}
+	Timing TimingSpec `json:"timing,omitempty"`
+
+	// Resources of a member's container. Without a memory limit the node takes what
+	// it needs: caches and memtables, about 512 MiB with the default limits.
+	//
+	// +kubebuilder:default={requests: {cpu: "500m", memory: "512Mi"}}
+	Resources corev1.ResourceRequirements `json:"resources,omitempty"`
+
+	// Scheduling says where members may run.
+	//
+	// +kubebuilder:default={}
+	Scheduling SchedulingSpec `json:"scheduling,omitempty"`
+
+	// Paused stops the operator from changing anything of the shard. Members go on.
+	Paused bool `json:"paused,omitempty"`
+}
+
+// StorageSpec says where a member's data lies.
+type StorageSpec struct {
+	// Size of a member's volume, at least 1Gi. It can be raised, where the storage
+	// class allows it, and not lowered.
+	//
+	// +kubebuilder:default="10Gi"
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('1Gi')) >= 0",message="use 1Gi or more: log and ballast take some hundred MiB"
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0",message="a volume can not be made smaller; replace the members one by one instead"
+	Size resource.Quantity `json:"size,omitempty"`
+
+	// ClassName is the storage class; the cluster's default when empty. It can not be
+	// changed.
+	//
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:default=""
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the storage class can not be changed: volumes stay where they are; create another shard"
+	ClassName string `json:"className,omitempty"`
+
+	// Retention says what becomes of volumes.
+	//
+	// +kubebuilder:default={}
+	Retention RetentionSpec `json:"retention,omitempty"`
+}
+
+// RetentionPolicy says what becomes of a volume claim.
+//
+// +kubebuilder:validation:Enum=Delete;Retain
+type RetentionPolicy string
+
+// The retention policies.
+const (
+	RetentionDelete RetentionPolicy = "Delete"
+	RetentionRetain RetentionPolicy = "Retain"
+)
+
+// RetentionSpec says what becomes of a member's volume claim when the member is not
+// needed any more.
+type RetentionSpec struct {
+	// WhenScaled: the shard has fewer replicas, or the member was replaced.
+	//
+	// +kubebuilder:default=Delete
+	WhenScaled RetentionPolicy `json:"whenScaled,omitempty"`
+	// WhenDeleted: the shard is deleted.
+	//
+	// +kubebuilder:default=Retain
+	WhenDeleted RetentionPolicy `json:"whenDeleted,omitempty"`
+}
+
+// LimitsSpec bounds what a member takes. Each is a flag of the storage node.
+type LimitsSpec struct {
+	// MemtableBytes is the size of an instrument's memtable at which it is flushed.
+	//
+	// +kubebuilder:default=8388608
+	// +kubebuilder:validation:Minimum=65536
+	// +kubebuilder:validation:Maximum=1073741824
+	MemtableBytes int64 `json:"memtableBytes,omitempty"`
+	// SegmentBytes is the size of a log segment, a multiple of 4096.
+	//
+	// +kubebuilder:default=67108864
+	// +kubebuilder:validation:Minimum=2097152
+	// +kubebuilder:validation:Maximum=1073741824
+	// +kubebuilder:validation:MultipleOf=4096
+	SegmentBytes int64 `json:"segmentBytes,omitempty"`
+	// LogCacheBytes is the memory for recent log entries.
+	//
+	// +kubebuilder:default=67108864
+	// +kubebuilder:validation:Minimum=1048576
+	// +kubebuilder:validation:Maximum=17179869184
+	LogCacheBytes int64 `json:"logCacheBytes,omitempty"`
+	// InFlightBytes bounds batches that are proposed and not yet applied.
+	//
+	// +kubebuilder:default=67108864
+	// +kubebuilder:validation:Minimum=1048576
+	// +kubebuilder:validation:Maximum=4294967296
+	InFlightBytes int64 `json:"inFlightBytes,omitempty"`
+	// AppendWindow is the number of unanswered batches of one append stream.
+	//
+	// +kubebuilder:default=64
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1024
+	AppendWindow int32 `json:"appendWindow,omitempty"`
+	// Queries is the number of queries at a time.
+	//
+	// +kubebuilder:default=256
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65536
+	Queries int32 `json:"queries,omitempty"`
+	// DiskReserveBytes is the free space below which appends are refused.
+	//
+	// +kubebuilder:default=268435456
+	// +kubebuilder:validation:Minimum=16777216
+	// +kubebuilder:validation:Maximum=1099511627776
+	DiskReserveBytes int64 `json:"diskReserveBytes,omitempty"`
+	// SnapshotSendBytesPerSecond bounds what is sent of snapshots.
+	//
+	// +kubebuilder:default=104857600
+	// +kubebuilder:validation:Minimum=1048576
+	SnapshotSendBytesPerSecond int64 `json:"snapshotSendBytesPerSecond,omitempty"`
+}
+
+// TimingSpec tunes elections.
+type TimingSpec struct {
+	// HeartbeatTimeout is how long a member waits for its leader before it starts an
+	// election. It must be well above the slowest fsync of the volumes.
+	//
+	// +kubebuilder:default="1s"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('50ms') && duration(self) <= duration('1m')",message="use 50ms to 1m"
+	HeartbeatTimeout metav1.Duration `json:"heartbeatTimeout,omitempty"`
+}
+
+// SchedulingSpec says where members may run.
+type SchedulingSpec struct {
+	// NodeSelector restricts members to nodes with these labels.
+	//
+	// +kubebuilder:validation:MaxProperties=64
+	NodeSelector map[string]string `json:"nodeSelector,omitempty"`
+	// Affinity of the members' pods.
+	Affinity *corev1.Affinity `json:"affinity,omitempty"`
+	// Tolerations of the members' pods.
+	//
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	Tolerations []corev1.Toleration `json:"tolerations,omitempty"`
+	// TopologySpreadConstraints of the members' pods. When empty, no two members share
+	// a node, as far as there are nodes, and zones are filled evenly.
+	//
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=8
+	TopologySpreadConstraints []corev1.TopologySpreadConstraint `json:"topologySpreadConstraints,omitempty"`
+	// PriorityClassName of the members' pods.
+	//
+	// +kubebuilder:validation:MaxLength=253
+	PriorityClassName string `json:"priorityClassName,omitempty"`
+}

@@ -1,0 +1,109 @@
+package v1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// InstrumentShardStatus is what the operator last saw of a shard. What moves all
+// the time, such as log indexes, is in the members' metrics.
+type InstrumentShardStatus struct {
+	// ObservedGeneration is the generation of the spec that the status is about.
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+
+	// Conditions are Available, Progressing, Degraded, QuorumLost and Accepted.
+	//
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+
+	// Leader is the id of the member that leads, empty for none.
+	Leader string `json:"leader,omitempty"`
+
+	// Replicas is the number of members that take part in the shard.
+	Replicas int32 `json:"replicas,omitempty"`
+
+	// ReadyReplicas is the number of members that are ready.
+	ReadyReplicas int32 `json:"readyReplicas,omitempty"`
+
+	// Selector selects the members' pods, for the scale subresource.
+	Selector string `json:"selector,omitempty"`
+
+	// Members of the shard and those that are joining or leaving it.
+	//
+	// +listType=map
+	// +listMapKey=id
+	Members []MemberStatus `json:"members,omitempty"`
+
+	// NextMember is the number that the next member gets. Numbers are never used
+	// again: a member's id stands for its data.
+	NextMember int32 `json:"nextMember,omitempty"`
+
+	// Bootstrapped is set once the first members have formed the shard. From then on
+	// members only ever join.
+	Bootstrapped bool `json:"bootstrapped,omitempty"`
+
+	// Instruments that the shard owns.
+	//
+	// +listType=set
+	Instruments []string `json:"instruments,omitempty"`
+
+	// RefusedInstruments are those that the spec names and another shard owns.
+	//
+	// +listType=map
+	// +listMapKey=name
+	RefusedInstruments []RefusedInstrument `json:"refusedInstruments,omitempty"`
+
+	// InstrumentSummary is the instruments in short, for people.
+	InstrumentSummary string `json:"instrumentSummary,omitempty"`
+}
+
+// MemberRole is the part that a member has in its shard.
+//
+// +kubebuilder:validation:Enum=Leader;Follower;Learner;Joining;Leaving
+type MemberRole string
+
+// The roles.
+const (
+	// RoleLeader takes the writes.
+	RoleLeader MemberRole = "Leader"
+	// RoleFollower votes.
+	RoleFollower MemberRole = "Follower"
+	// RoleLearner is sent the log and does not vote yet.
+	RoleLearner MemberRole = "Learner"
+	// RoleJoining has a pod and is not part of the shard yet.
+	RoleJoining MemberRole = "Joining"
+	// RoleLeaving is not part of the shard any more, and still has a pod or a volume.
+	RoleLeaving MemberRole = "Leaving"
+)
+
+// MemberStatus is one member.
+type MemberStatus struct {
+	// ID of the member, which is the name of its pod and of its volume claim.
+	ID string `json:"id"`
+	// Pod is the name of the member's pod, empty while there is none.
+	Pod string `json:"pod,omitempty"`
+	// Role of the member.
+	Role MemberRole `json:"role,omitempty"`
+	// Ready is set while the member knows a leader and has caught up.
+	Ready bool `json:"ready,omitempty"`
+}
+
+// RefusedInstrument is an instrument that another shard owns.
+type RefusedInstrument struct {
+	// Name of the instrument.
+	Name string `json:"name"`
+	// Owner is the shard that owns it.
+	Owner string `json:"owner"`
+}
+
+// The condition types.
+const (
+	// ConditionAvailable: a leader is known, and a quorum of members is ready.
+	ConditionAvailable = "Available"
+	// ConditionProgressing: the operator is on the way to what the spec says.
+	ConditionProgressing = "Progressing"
+	// ConditionDegraded: a member is missing, not ready or damaged.
+	ConditionDegraded = "Degraded"
+	// ConditionQuorumLost: the members that are left can not elect a leader.
+	ConditionQuorumLost = "QuorumLost"
+	// ConditionAccepted: the shard owns every instrument that the spec names.
+	ConditionAccepted = "Accepted"
+)
