@@ -28,11 +28,12 @@ check: ## formatting, vet, lint, stale generated code
 	$(GO) vet ./...
 	$(LINT) run ./...
 	$(MAKE) --no-print-directory generate
-	@git diff --exit-code --stat -- '*.pb.go' || { echo "generated code is stale: run 'make generate' and commit the result"; exit 1; }
+	@git diff --exit-code --stat -- '*.pb.go' api config/crd || { echo "generated code is stale: run 'make generate' and commit the result"; exit 1; }
 
-generate: ## protobuf code from the .proto files
+generate: ## code from the .proto files, the CRD and deep copies from api/
 	$(TOOL) buf lint
 	$(TOOL) buf generate
+	$(TOOL) controller-gen object crd paths=./api/... output:crd:dir=config/crd
 
 bench: ## benchmarks of the packages, with their floors and peers beside them
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...

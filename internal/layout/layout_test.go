@@ -56,6 +56,9 @@ var allowed = map[string][]string{
 	"exchange":        {"record", "exchange/", "storagenode/client", "storagenode/refusal", "storagenode/storagepb", "version"},
 	"exchange/server": {"record", "exchange", "exchange/", "version"},
 
+	"api/v1":               {},
+	"controllers/resource": {"api/v1"},
+
 	"orderflow":             {"record"},
 	"orderflow/":            {"record", "orderflow"},
 	"localcluster/netfault": {},
