@@ -178,6 +178,48 @@ func TestAppendsGoOnWhileASnapshotIsSent(t *testing.T) {
 	}
 }
 
+// A learner whose snapshot takes longer than the log behind it is kept catches up
+// all the same: of the next snapshot it is sent the difference.
+func TestALearnerCatchesUpWithAShardThatIsWrittenTo(t *testing.T) {
+	c := newCluster(t, 1, func(cfg *replica.Config) {
+		patient(cfg)
+		cfg.SnapshotEntries, cfg.SnapshotInterval, cfg.TrailingEntries, cfg.CaughtUpEntries = 64, 20*time.Millisecond, 8, 64
+		cfg.Transport.SnapshotBytesPerSecond, cfg.Transport.SnapshotChunkBytes = 2<<20, 64<<10
+		cfg.Store.TableBytesMax = 512 << 10
+	})
+	leader := c.leader()
+	seq := write(t, leader, "A", 1, 40000, 100)
+	takeSnapshot(t, leader)
+	epoch := open(t, leader, "A", 1<<32).Epoch
+	stop, written := make(chan struct{}), make(chan uint64)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				written <- seq
+				return
+			default:
+			}
+			if a := send(t, leader, batch(t, "A", epoch, seq+1, 1))[0]; a.Refusal == nil {
+				seq++
+			}
+		}
+	}()
+	learner := c.join("m1")
+	if _, err := leader.admin().AddLearner(testContext(t), &storagepb.AddLearnerRequest{Id: "m1", Address: learner.address}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the learner has caught up", func() bool {
+		_, err := leader.admin().Promote(testContext(t), &storagepb.PromoteRequest{Id: "m1"})
+		return err == nil
+	})
+	close(stop)
+	c.same("A", <-written)
+	if got := value(t, learner, "storagenode_raft_snapshot_resumed_bytes_total"); got == 0 {
+		t.Error("one snapshot was enough: nothing is shown")
+	}
+}
+
 func TestPromotionWaitsUntilCaughtUp(t *testing.T) {
 	c := newCluster(t, 1, patient)
 	leader := c.leader()

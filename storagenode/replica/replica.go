@@ -214,6 +214,7 @@ func (r *Replica) openStore() error {
 	}
 	r.snapshots.now = r.cfg.WallClock
 	r.snapshots.reserve = r.cfg.DiskReserveBytes
+	r.snapshots.suspect = func() bool { return r.damage() != nil }
 	r.fsm = &fsm{
 		fs: fs, dataDir: r.cfg.DataDir, options: r.storeOptions(), snapshots: r.snapshots, log: r.cfg.Logger,
 		fatal: r.fatal, full: r.wantSnapshot, members: r.forgetOthers, metrics: r.metrics, bytesMax: r.cfg.SnapshotBytes,

@@ -55,6 +55,7 @@ type snapshotStore struct {
 	log            *slog.Logger
 	reserve        int64                    // bytes that a received snapshot leaves free; not positive: no check
 	visible        func(*raft.SnapshotMeta) // called with each that becomes visible
+	suspect        func() bool              // whether the member has found damage in its data
 	staging        staging
 	now            func() time.Time // that snapshots are named after
 
@@ -84,7 +85,7 @@ func openSnapshots(fs vfs.FS, dir, cluster, shard string, log *slog.Logger) (*sn
 	}
 	s := &snapshotStore{
 		fs: fs, dir: dir, cluster: cluster, shard: shard, log: log,
-		pinned: make(map[string]int), bad: make(map[string]error), visible: func(*raft.SnapshotMeta) {},
+		pinned: make(map[string]int), bad: make(map[string]error), visible: func(*raft.SnapshotMeta) {}, suspect: func() bool { return false },
 		now: time.Now,
 	}
 	for _, name := range names {

@@ -192,6 +192,8 @@ func (g *staging) hold(h *streamHeader) (held []heldFile, size int64, err error)
 	if err != nil {
 		return nil, 0, err
 	}
+	local, done := g.local()
+	defer done()
 	wanted := make(map[string]bool, len(h.Files))
 	for i, f := range h.Files {
 		if wanted[f.Path] {
@@ -199,6 +201,9 @@ func (g *staging) hold(h *streamHeader) (held []heldFile, size int64, err error)
 		}
 		wanted[f.Path] = true
 		n, err := g.heldOf(f, before[f.Path] == f)
+		if err == nil && n < f.Size && local.files[f.Path] == f {
+			n, err = g.link(local.id, f)
+		}
 		if err != nil {
 			return nil, 0, err
 		}
@@ -214,6 +219,54 @@ func (g *staging) hold(h *streamHeader) (held []heldFile, size int64, err error)
 		}
 	}
 	return held, size, g.note(h)
+}
+
+// localTables are the tables of the member's own newest snapshot.
+type localTables struct {
+	id    string
+	files map[string]streamFile
+}
+
+// local returns the tables that need not be sent because the member has them. They
+// stay until done is called. A member that has found damage in its data is sent
+// everything: what it has is not to be trusted.
+func (g *staging) local() (tables localTables, done func()) {
+	done = func() {}
+	newest, err := g.s.newest()
+	if err != nil || newest == nil || g.s.suspect() {
+		return tables, done
+	}
+	id := newest.Raft.ID
+	g.s.pin(id)
+	listing, err := store.ReadListing(g.s.fs, g.s.path(id, dataDir))
+	if err != nil {
+		g.s.unpin(id)
+		return tables, done
+	}
+	tables = localTables{id: id, files: make(map[string]streamFile, len(listing.Files))}
+	for _, f := range listing.Files {
+		if hasTableSuffix(f.Path) {
+			tables.files[f.Path] = streamFile{Path: f.Path, Size: f.Size, CRC: f.CRC}
+		}
+	}
+	return tables, func() { g.s.unpin(id) }
+}
+
+// link takes a table from the member's own snapshot: tables never change. Without it
+// a member that is sent a snapshot while others go on would be sent the next one as
+// a whole again, and never catch up.
+func (g *staging) link(id string, f streamFile) (int64, error) {
+	if err := g.remove(f.Path); err != nil {
+		return 0, err
+	}
+	if err := g.s.fs.MkdirAll(g.s.fs.PathDir(g.file(f.Path)), dirMode); err != nil {
+		return 0, err
+	}
+	if err := g.s.fs.Link(g.s.path(id, dataDir, filepath.FromSlash(f.Path)), g.file(f.Path)); err != nil {
+		return 0, nil // it is sent, then
+	}
+	g.right(f)
+	return f.Size, nil
 }
 
 // before returns the files that an earlier attempt was to bring, by path.
@@ -328,7 +381,10 @@ func (g *staging) unpack(h *streamHeader, held []heldFile, r io.Reader) error {
 			return err
 		}
 	}
-	if _, err := store.VerifyDir(fs, data); err != nil {
+	known := func(f store.ListedFile) bool {
+		return g.checked[f.Path] == streamFile{Path: f.Path, Size: f.Size, CRC: f.CRC}
+	}
+	if _, err := store.VerifyRest(fs, data, known); err != nil {
 		return errors.Join(err, g.drop()) // another attempt would end the same way
 	}
 	return syncDir(fs, g.path())

@@ -731,3 +731,53 @@ func TestNothingExpiresAfterTheEnd(t *testing.T) {
 		t.Error("a timer runs")
 	}
 }
+
+// A member that has a snapshot is sent of the next one what it does not have.
+func TestTheNextSnapshotIsSentAsADifference(t *testing.T) {
+	follower, donor, _ := tabled(t)
+	leader := newFakeLeader(t, follower, 9)
+	first, source := sourceOf(t, donor, -1, nil)
+	if err := leader.send(first, source); err != nil {
+		t.Fatal(err)
+	}
+	for round := range uint64(3) {
+		before := tablesOf(source)
+		grow(t, donor, 2+round)
+		var next *snapshotMeta
+		next, source = sourceOf(t, donor, -1, nil)
+		var common int64
+		for path, f := range tablesOf(source) {
+			if before[path] == f {
+				common += f.Size
+			}
+		}
+		if common == 0 {
+			t.Fatal("the snapshots have no table in common")
+		}
+		if err := leader.send(next, source); err != nil {
+			t.Fatal(err)
+		}
+		if heldBytes(source) != common {
+			t.Errorf("%d bytes were not sent, %d are the same", heldBytes(source), common)
+		}
+		if got, want := lastSeq(t, follower), lastSeq(t, donor); got != want {
+			t.Errorf("last seq %d, want %d", got, want)
+		}
+	}
+	// What damaged data holds is not to be trusted: everything is sent.
+	follower.snapshots.suspect = func() bool { return true }
+	grow(t, donor, 9)
+	next, source := sourceOf(t, donor, -1, nil)
+	if err := leader.send(next, source); err != nil {
+		t.Fatal(err)
+	}
+	if heldBytes(source) != 0 {
+		t.Errorf("%d bytes of a damaged member were used", heldBytes(source))
+	}
+	if err := follower.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if damage := damageOf(t, follower.cfg.DataDir); damage != "" {
+		t.Error(damage)
+	}
+}
