@@ -22,6 +22,7 @@ test: ## run every test that needs no cluster, with the race detector where it m
 	$(GO) test -race -timeout 8m ./...
 	$(GO) test -timeout 2m ./storagenode/stablestore
 	$(GO) test -timeout 2m -run TestTenThousand ./storagenode
+	$(GO) test -timeout 5m -run TestOperatorStopped ./controllers
 
 check: ## formatting, vet, lint, stale generated code
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

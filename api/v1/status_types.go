@@ -1,6 +1,9 @@
 package v1
 
-import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
 
 // InstrumentShardStatus is what the operator last saw of a shard. What moves all
 // the time, such as log indexes, is in the members' metrics.
@@ -57,7 +60,7 @@ type InstrumentShardStatus struct {
 
 // MemberRole is the part that a member has in its shard.
 //
-// +kubebuilder:validation:Enum=Leader;Follower;Learner;Joining;Leaving
+// +kubebuilder:validation:Enum=Leader;Follower;Learner;Joining;Leaving;Lost
 type MemberRole string
 
 // The roles.
@@ -70,6 +73,8 @@ const (
 	RoleLearner MemberRole = "Learner"
 	// RoleJoining has a pod and is not part of the shard yet.
 	RoleJoining MemberRole = "Joining"
+	// RoleLost has no disk any more, or another one; it is replaced.
+	RoleLost MemberRole = "Lost"
 	// RoleLeaving is not part of the shard any more, and still has a pod or a volume.
 	RoleLeaving MemberRole = "Leaving"
 )
@@ -84,6 +89,11 @@ type MemberStatus struct {
 	Role MemberRole `json:"role,omitempty"`
 	// Ready is set while the member knows a leader and has caught up.
 	Ready bool `json:"ready,omitempty"`
+	// ClaimUID is that of the volume claim whose data the id stands for. A claim with
+	// another one is another disk, and the member is replaced.
+	ClaimUID types.UID `json:"claimUID,omitempty"`
+	// First is set for the members that form the shard.
+	First bool `json:"first,omitempty"`
 }
 
 // RefusedInstrument is an instrument that another shard owns.

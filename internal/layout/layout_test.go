@@ -57,6 +57,7 @@ var allowed = map[string][]string{
 	"exchange/server": {"record", "exchange", "exchange/", "version"},
 
 	"api/v1":               {},
+	"controllers":          {"api/v1", "controllers/resource", "storagenode/client", "storagenode/storagepb"},
 	"controllers/resource": {"api/v1"},
 
 	"orderflow":             {"record"},

@@ -1,0 +1,373 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	v1 "github.com/countinghouse/countinghouse/api/v1"
+	"github.com/countinghouse/countinghouse/controllers/resource"
+)
+
+// accept works out which instruments the shard may own: where two shards of one
+// cluster name the same, the older has it.
+func (p *pass) accept(ctx context.Context) error {
+	var all v1.InstrumentShardList
+	if err := p.r.List(ctx, &all, client.InNamespace(p.shard.Namespace)); err != nil {
+		return err
+	}
+	owner := make(map[string]string)
+	for i := range all.Items {
+		other := &all.Items[i]
+		if other.UID == p.shard.UID || other.Spec.Cluster != p.shard.Spec.Cluster || !older(other, p.shard) {
+			continue
+		}
+		for _, name := range other.Spec.Instruments {
+			owner[name] = other.Name
+		}
+	}
+	st := p.status()
+	st.Instruments, st.RefusedInstruments = nil, nil
+	for _, name := range slices.Sorted(slices.Values(p.shard.Spec.Instruments)) {
+		if by, taken := owner[name]; taken {
+			st.RefusedInstruments = append(st.RefusedInstruments, v1.RefusedInstrument{Name: name, Owner: by})
+			continue
+		}
+		st.Instruments = append(st.Instruments, name)
+	}
+	return nil
+}
+
+// older reports whether a's claims come before b's.
+func older(a, b *v1.InstrumentShard) bool {
+	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
+		return a.CreationTimestamp.Before(&b.CreationTimestamp)
+	}
+	return a.UID < b.UID
+}
+
+// bootstrap records the first members, once. A shard whose status is empty
+// although it has volumes has lost its status, and must not be formed again over
+// data that is there.
+func (p *pass) bootstrap(ctx context.Context) error {
+	st := p.status()
+	if st.NextMember > 0 {
+		if !st.Bootstrapped && p.raft != nil {
+			st.Bootstrapped = true
+		}
+		return nil
+	}
+	if len(p.claims) > 0 {
+		return p.adopt(ctx)
+	}
+	for n := range p.shard.Spec.Replicas {
+		st.Members = append(st.Members, v1.MemberStatus{ID: resource.MemberName(p.shard.Name, n), Role: v1.RoleJoining, First: true})
+	}
+	st.NextMember = p.shard.Spec.Replicas
+	return p.remember(ctx)
+}
+
+// adopt makes members of the volumes that there are.
+func (p *pass) adopt(ctx context.Context) error {
+	st := p.status()
+	for id, claim := range p.claims {
+		n, ok := resource.MemberNumber(p.shard.Name, id)
+		if !ok {
+			continue
+		}
+		st.Members = append(st.Members, v1.MemberStatus{ID: id, Role: v1.RoleJoining, ClaimUID: claim.UID})
+		st.NextMember = max(st.NextMember, n+1)
+	}
+	p.sortMembers()
+	st.Bootstrapped = true
+	p.event(corev1.EventTypeWarning, "Adopted", "the status was empty: %d volumes are taken for the shard's members", len(st.Members))
+	return p.remember(ctx)
+}
+
+func (p *pass) sortMembers() {
+	slices.SortFunc(p.status().Members, func(a, b v1.MemberStatus) int {
+		x, _ := resource.MemberNumber(p.shard.Name, a.ID)
+		y, _ := resource.MemberNumber(p.shard.Name, b.ID)
+		return int(x - y)
+	})
+}
+
+// storage gives every member its volume claim, once, and lets claims grow. It
+// finds the members that have lost theirs.
+func (p *pass) storage(ctx context.Context) error {
+	changed := false
+	for i := range p.status().Members {
+		m := &p.status().Members[i]
+		claim := p.claims[m.ID]
+		switch {
+		case m.Role == v1.RoleLost || m.Role == v1.RoleLeaving:
+		case m.ClaimUID == "" && claim == nil:
+			claim = resource.Claim(p.shard, m.ID)
+			if err := p.create(ctx, claim); err != nil {
+				return err
+			}
+			if claim.UID == "" { // it was there already
+				p.later("volume claim %s is looked at again", m.ID)
+				continue
+			}
+			p.claims[m.ID], m.ClaimUID, changed = claim, claim.UID, true
+		case m.ClaimUID == "":
+			m.ClaimUID, changed = claim.UID, true
+		case claim == nil || claim.UID != m.ClaimUID || !claim.DeletionTimestamp.IsZero():
+			m.Role, changed = v1.RoleLost, true
+			p.event(corev1.EventTypeWarning, "MemberLost", "the volume of member %s is gone: another member takes its place", m.ID)
+		case resource.ClaimGrows(p.shard, claim):
+			if err := p.grow(ctx, claim); err != nil {
+				return err
+			}
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return p.remember(ctx)
+}
+
+func (p *pass) grow(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
+	before := claim.DeepCopy()
+	claim.Spec.Resources.Requests[corev1.ResourceStorage] = p.shard.Spec.Storage.Size
+	err := p.r.Patch(ctx, claim, client.MergeFrom(before))
+	if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
+		p.event(corev1.EventTypeWarning, "VolumeStays", "volume claim %s can not grow: %v", claim.Name, err)
+		return nil
+	}
+	return err
+}
+
+// runPods gives a pod to every member that has its volume and is to run.
+func (p *pass) runPods(ctx context.Context) error {
+	for i := range p.status().Members {
+		m := &p.status().Members[i]
+		pod := p.pods[m.ID]
+		switch {
+		case m.Role == v1.RoleLost || m.Role == v1.RoleLeaving || m.ClaimUID == "":
+		case pod == nil:
+			built, err := resource.Pod(p.shard, m.ID, p.formation(m), p.r.Defaults)
+			if err != nil {
+				return err
+			}
+			if err := p.create(ctx, built); err != nil {
+				return err
+			}
+			p.later("member %s starts", m.ID)
+		case pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded:
+			if err := p.delete(ctx, pod); err != nil { // such as one that was evicted
+				return err
+			}
+			p.later("the pod of member %s has ended", m.ID)
+		case !ready(pod):
+			p.later("member %s is not ready", m.ID)
+		}
+	}
+	return nil
+}
+
+func ready(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// formation says how a member begins. What it says to one that has begun has no
+// effect.
+func (p *pass) formation(m *v1.MemberStatus) resource.Formation {
+	var f resource.Formation
+	if !m.First {
+		return f
+	}
+	for _, other := range p.status().Members {
+		if other.First {
+			f.Peers = append(f.Peers, other.ID)
+		}
+	}
+	return f
+}
+
+// assign tells the shard which instruments it owns.
+func (p *pass) assign(ctx context.Context) error {
+	if p.raft == nil || slices.Equal(p.raft.instruments, p.status().Instruments) {
+		return nil
+	}
+	return p.step(ctx, "instruments are assigned", func(ctx context.Context) error {
+		return p.admin.AssignInstruments(ctx, p.status().Instruments)
+	})
+}
+
+// step carries out a change of the shard. One that the shard refuses is made later,
+// or is not needed any more by then.
+func (p *pass) step(ctx context.Context, what string, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if err := do(ctx); err != nil {
+		p.later("%s: %v", what, err)
+		return nil
+	}
+	p.later("%s", what)
+	return nil
+}
+
+// membership makes one change to the shard's membership, if one is due.
+func (p *pass) membership(ctx context.Context) error {
+	if p.raft == nil {
+		p.later("the shard has no leader")
+		return nil
+	}
+	if err := p.forget(ctx); err != nil {
+		return err
+	}
+	for _, phase := range []func(context.Context) (bool, error){p.promote, p.learn, p.removeLost, p.enlist, p.dismiss} {
+		if done, err := phase(ctx); done || err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// promote makes the learner a voter, once it has caught up.
+func (p *pass) promote(ctx context.Context) (bool, error) {
+	for _, m := range p.status().Members {
+		r := p.raft.members[m.ID]
+		if r == nil || r.Voter || m.Role == v1.RoleLost || m.Role == v1.RoleLeaving {
+			continue
+		}
+		return true, p.step(ctx, fmt.Sprintf("learner %s catches up", m.ID), func(ctx context.Context) error {
+			return p.admin.Promote(ctx, m.ID, p.raft.index)
+		})
+	}
+	return false, nil
+}
+
+// learn adds a member whose pod runs to the shard.
+func (p *pass) learn(ctx context.Context) (bool, error) {
+	for _, m := range p.status().Members {
+		if p.raft.members[m.ID] != nil || m.Role == v1.RoleLost || m.Role == v1.RoleLeaving {
+			continue
+		}
+		if pod := p.pods[m.ID]; pod == nil || pod.Status.Phase != corev1.PodRunning {
+			p.later("member %s starts", m.ID)
+			return true, nil
+		}
+		return true, p.step(ctx, fmt.Sprintf("member %s joins", m.ID), func(ctx context.Context) error {
+			return p.admin.AddLearner(ctx, m.ID, resource.Address(p.shard, m.ID), p.raft.index)
+		})
+	}
+	return false, nil
+}
+
+// removeLost takes a member out whose volume is gone, as soon as another one has
+// taken its place, or at once where there is none to take it.
+func (p *pass) removeLost(ctx context.Context) (bool, error) {
+	for _, m := range p.status().Members {
+		if m.Role != v1.RoleLost || p.raft.members[m.ID] == nil {
+			continue
+		}
+		if p.raft.voters() <= p.shard.Spec.Replicas && p.joined() < p.shard.Spec.Replicas {
+			continue // enlist first
+		}
+		return true, p.leave(ctx, m.ID)
+	}
+	return false, nil
+}
+
+// leave takes a member out of the shard, after the leadership if it has it.
+func (p *pass) leave(ctx context.Context, id string) error {
+	if id == p.raft.leader {
+		return p.step(ctx, fmt.Sprintf("leadership moves off member %s", id), func(ctx context.Context) error {
+			return p.admin.TransferLeadership(ctx, "")
+		})
+	}
+	return p.step(ctx, fmt.Sprintf("member %s leaves", id), func(ctx context.Context) error {
+		return p.admin.Remove(ctx, id, p.raft.index)
+	})
+}
+
+// joined counts the members that take part, or are on their way to.
+func (p *pass) joined() (n int32) {
+	for _, m := range p.status().Members {
+		if m.Role != v1.RoleLost && m.Role != v1.RoleLeaving {
+			n++
+		}
+	}
+	return n
+}
+
+// enlist records a further member, which then gets a volume and a pod.
+func (p *pass) enlist(ctx context.Context) (bool, error) {
+	st := p.status()
+	if p.joined() >= p.shard.Spec.Replicas {
+		return false, nil
+	}
+	st.Members = append(st.Members, v1.MemberStatus{ID: resource.MemberName(p.shard.Name, st.NextMember), Role: v1.RoleJoining})
+	st.NextMember++
+	p.later("member %s gets a volume", st.Members[len(st.Members)-1].ID)
+	return true, p.remember(ctx)
+}
+
+// dismiss takes the youngest member out where there are too many.
+func (p *pass) dismiss(ctx context.Context) (bool, error) {
+	if p.joined() <= p.shard.Spec.Replicas {
+		return false, nil
+	}
+	for _, m := range slices.Backward(p.status().Members) {
+		if m.Role == v1.RoleLost || m.Role == v1.RoleLeaving || p.raft.members[m.ID] == nil {
+			continue
+		}
+		return true, p.leave(ctx, m.ID)
+	}
+	return false, nil
+}
+
+// forget removes pod and volume of members that the shard has let go of. A member
+// that it never had is joining, unless it is lost.
+func (p *pass) forget(ctx context.Context) error {
+	for i := 0; i < len(p.status().Members); i++ {
+		m := &p.status().Members[i]
+		if p.raft.members[m.ID] != nil {
+			continue
+		}
+		if m.Role == v1.RoleJoining {
+			continue
+		}
+		gone, err := p.clear(ctx, m)
+		if err != nil {
+			return err
+		}
+		if gone {
+			p.status().Members = slices.Delete(p.status().Members, i, i+1)
+			i--
+			if err := p.remember(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// clear removes what a member leaves behind, and reports whether all is gone.
+func (p *pass) clear(ctx context.Context, m *v1.MemberStatus) (bool, error) {
+	if m.Role != v1.RoleLeaving && m.Role != v1.RoleLost {
+		m.Role = v1.RoleLeaving
+		if err := p.remember(ctx); err != nil {
+			return false, err
+		}
+	}
+	if pod := p.pods[m.ID]; pod != nil {
+		p.later("the pod of member %s ends", m.ID)
+		return false, p.delete(ctx, pod)
+	}
+	claim := p.claims[m.ID]
+	if claim == nil || claim.UID != m.ClaimUID || p.shard.Spec.Storage.Retention.WhenScaled == v1.RetentionRetain {
+		return true, nil
+	}
+	delete(p.claims, m.ID)
+	return true, p.delete(ctx, claim)
+}

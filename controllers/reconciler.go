@@ -1,0 +1,225 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+
+	v1 "github.com/countinghouse/countinghouse/api/v1"
+	"github.com/countinghouse/countinghouse/controllers/resource"
+	storage "github.com/countinghouse/countinghouse/storagenode/client"
+)
+
+// Finalizer keeps a shard until its volume claims are dealt with.
+const Finalizer = "countinghouse.io/volumes"
+
+const (
+	// askTimeout bounds what a reconciliation waits for a shard's members.
+	askTimeout = 5 * time.Second
+	// againSoon is when a shard that is not there yet is looked at again.
+	againSoon = 2 * time.Second
+	// againLater is when a shard is that needs nothing: what its members do is
+	// seen by no watch.
+	againLater = 30 * time.Second
+)
+
+// Reconciler reconciles InstrumentShards. Its fields must be set before use.
+type Reconciler struct {
+	client.Client
+	// Defaults for specs that are silent.
+	Defaults resource.Defaults
+	// Namespace that the operator runs in, whose pods may reach storage nodes.
+	Namespace string
+	// Dial reaches the members of a shard; DialMembers.
+	Dial Dial
+	// Events takes what an operator should know of a shard.
+	Events events.EventRecorder
+}
+
+// SetupWithManager registers the reconciler for shards and what belongs to them.
+func (r *Reconciler) SetupWithManager(m ctrl.Manager) error {
+	return ctrl.NewControllerManagedBy(m).
+		// Its own status is no reason to look again.
+		For(&v1.InstrumentShard{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Owns(&corev1.Pod{}).Owns(&corev1.Service{}).Owns(&policyv1.PodDisruptionBudget{}).Owns(&networkingv1.NetworkPolicy{}).
+		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(ofShard)).
+		WithOptions(controller.Options{MaxConcurrentReconciles: 4}).
+		Complete(r)
+}
+
+// ofShard names the shard that a volume claim belongs to, which does not own it.
+func ofShard(_ context.Context, o client.Object) []ctrl.Request {
+	name := o.GetLabels()[resource.LabelShard]
+	if name == "" {
+		return nil
+	}
+	return []ctrl.Request{{NamespacedName: types.NamespacedName{Namespace: o.GetNamespace(), Name: name}}}
+}
+
+// Reconcile brings one shard nearer to its spec.
+func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
+	shard := new(v1.InstrumentShard)
+	if err := r.Get(ctx, req.NamespacedName, shard); err != nil {
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	p := &pass{r: r, shard: shard, before: shard.Status.DeepCopy()}
+	if err := p.run(ctx); err != nil {
+		return ctrl.Result{}, fmt.Errorf("shard %s: %w", req.NamespacedName, err)
+	}
+	if p.settled() {
+		return ctrl.Result{RequeueAfter: againLater}, nil
+	}
+	return ctrl.Result{RequeueAfter: againSoon}, nil
+}
+
+// pass is one reconciliation of a shard.
+type pass struct {
+	r      *Reconciler
+	shard  *v1.InstrumentShard
+	before *v1.InstrumentShardStatus
+
+	pods   map[string]*corev1.Pod                   // by member
+	claims map[string]*corev1.PersistentVolumeClaim // by member
+	admin  Admin
+	raft   *raftView // nil while no leader answers
+	// next says what is waited for or done next, for the status; "" for nothing.
+	next string
+}
+
+func (p *pass) status() *v1.InstrumentShardStatus { return &p.shard.Status }
+
+// run is the list of phases.
+func (p *pass) run(ctx context.Context) (err error) {
+	defer func() {
+		if p.admin != nil {
+			_ = p.admin.Close() // its calls are over
+		}
+	}()
+	if err := p.observe(ctx); err != nil {
+		return err
+	}
+	if !p.shard.DeletionTimestamp.IsZero() {
+		return p.remove(ctx)
+	}
+	if p.shard.Spec.Paused {
+		p.next = "the shard is paused"
+		return p.report(ctx)
+	}
+	for _, phase := range []func(context.Context) error{
+		p.hold, p.accept, p.surroundings, p.bootstrap, p.storage, p.runPods, p.assign, p.membership, p.rollout,
+	} {
+		if err := phase(ctx); err != nil {
+			return err
+		}
+	}
+	return p.report(ctx)
+}
+
+// settled reports whether nothing is waited for.
+func (p *pass) settled() bool { return p.next == "" }
+
+// later notes what is waited for, the first one.
+func (p *pass) later(format string, args ...any) {
+	if p.next == "" {
+		p.next = fmt.Sprintf(format, args...)
+	}
+}
+
+// observe lists what there is, and asks the shard's leader for its members.
+func (p *pass) observe(ctx context.Context) error {
+	own := []client.ListOption{client.InNamespace(p.shard.Namespace), client.MatchingLabels(resource.ShardLabels(p.shard.Name))}
+	var pods corev1.PodList
+	var claims corev1.PersistentVolumeClaimList
+	if err := p.r.List(ctx, &pods, own...); err != nil {
+		return err
+	}
+	if err := p.r.List(ctx, &claims, own...); err != nil {
+		return err
+	}
+	p.pods, p.claims = make(map[string]*corev1.Pod), make(map[string]*corev1.PersistentVolumeClaim)
+	for i := range pods.Items {
+		p.pods[pods.Items[i].Name] = &pods.Items[i]
+	}
+	for i := range claims.Items {
+		p.claims[claims.Items[i].Name] = &claims.Items[i]
+	}
+	return p.ask(ctx)
+}
+
+// ask looks for the leader among the members that have a running pod.
+func (p *pass) ask(ctx context.Context) error {
+	m := &storage.Map{Cluster: p.shard.Spec.Cluster, Shards: []storage.Shard{{Name: p.shard.Name, Instruments: p.shard.Spec.Instruments}}}
+	for _, member := range p.status().Members {
+		if pod := p.pods[member.ID]; pod != nil && pod.Status.Phase == corev1.PodRunning {
+			m.Shards[0].Members = append(m.Shards[0].Members, storage.Member{ID: member.ID, Address: resource.Address(p.shard, member.ID)})
+		}
+	}
+	if len(m.Shards[0].Members) == 0 {
+		return nil
+	}
+	admin, err := p.r.Dial(m)
+	if err != nil {
+		return err
+	}
+	p.admin = admin
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	st, err := admin.Leader(ctx)
+	if err != nil {
+		return nil // without a leader nothing is done that needs one
+	}
+	p.raft = viewOf(st)
+	return nil
+}
+
+// hold adds the finalizer.
+func (p *pass) hold(ctx context.Context) error {
+	if slices.Contains(p.shard.Finalizers, Finalizer) {
+		return nil
+	}
+	before := p.shard.DeepCopy()
+	p.shard.Finalizers = append(p.shard.Finalizers, Finalizer)
+	status := p.shard.Status.DeepCopy()
+	err := p.r.Patch(ctx, p.shard, client.MergeFrom(before))
+	p.shard.Status = *status // the answer has the stored one
+	return err
+}
+
+// remember stores the status now, because something is about to be done that must
+// not be done again otherwise.
+func (p *pass) remember(ctx context.Context) error {
+	if err := p.r.Status().Update(ctx, p.shard); err != nil {
+		return err
+	}
+	p.before = p.shard.Status.DeepCopy()
+	return nil
+}
+
+// create creates an object that may be there already.
+func (p *pass) create(ctx context.Context, o client.Object) error {
+	if err := p.r.Create(ctx, o); err != nil && !apierrors.IsAlreadyExists(err) {
+		return err
+	}
+	return nil
+}
+
+// delete deletes an object that may be gone already. One of another uid under the
+// same name stays.
+func (p *pass) delete(ctx context.Context, o client.Object) error {
+	uid := o.GetUID()
+	return client.IgnoreNotFound(p.r.Delete(ctx, o, client.Preconditions{UID: &uid}))
+}

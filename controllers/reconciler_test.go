@@ -1,0 +1,248 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	v1 "github.com/countinghouse/countinghouse/api/v1"
+)
+
+// lose deletes a member's volume and pod, as with a node that is gone for good.
+func (w *world) lose(id string) {
+	w.t.Helper()
+	for _, o := range []client.Object{new(corev1.PersistentVolumeClaim), new(corev1.Pod)} {
+		if err := w.client.Get(context.Background(), types.NamespacedName{Namespace: w.name.Namespace, Name: id}, o); err != nil {
+			w.t.Fatal(err)
+		}
+		claim, isClaim := o.(*corev1.PersistentVolumeClaim)
+		if isClaim {
+			delete(w.disks, claim.UID)
+		}
+		if err := w.client.Delete(context.Background(), o); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// scenarios are what happens to a shard. Each ends converged.
+var scenarios = map[string]func(*world){
+	"created": func(w *world) {
+		w.createShard(3)
+		w.converge()
+	},
+	"one member": func(w *world) {
+		w.createShard(1)
+		w.converge()
+	},
+	"scaled out and in": func(w *world) {
+		w.createShard(1)
+		w.converge()
+		for _, n := range []int32{3, 5, 3} {
+			w.spec(func(s *v1.InstrumentShardSpec) { s.Replicas = n })
+			w.converge()
+		}
+	},
+	"scaled in, volumes stay": func(w *world) {
+		w.createShard(5)
+		w.converge()
+		w.spec(func(s *v1.InstrumentShardSpec) {
+			s.Replicas, s.Storage.Retention.WhenScaled = 3, v1.RetentionRetain
+		})
+		w.converge()
+	},
+	"scaled before it is formed": func(w *world) {
+		w.createShard(3)
+		w.dead["futures-0"] = true
+		w.converge()
+		w.spec(func(s *v1.InstrumentShardSpec) { s.Replicas = 5 })
+		w.dead = map[string]bool{}
+		w.converge()
+	},
+	"a volume is lost": func(w *world) {
+		w.createShard(3)
+		w.converge()
+		w.lose("futures-1")
+		w.converge()
+	},
+	"the leader's volume is lost": func(w *world) {
+		w.createShard(3)
+		w.converge()
+		w.lose(w.leader)
+		w.converge()
+	},
+	"another image": func(w *world) {
+		w.createShard(3)
+		w.converge()
+		w.spec(func(s *v1.InstrumentShardSpec) { s.Image = "countinghouse:next" })
+		w.converge()
+	},
+	"larger volumes, other instruments": func(w *world) {
+		w.createShard(3)
+		w.converge()
+		w.spec(func(s *v1.InstrumentShardSpec) {
+			s.Storage.Size, s.Instruments = resource.MustParse("20Gi"), []string{"IH2501"}
+		})
+		w.converge()
+	},
+	"all at once": func(w *world) {
+		w.createShard(3)
+		w.converge()
+		w.lose("futures-2")
+		w.spec(func(s *v1.InstrumentShardSpec) { s.Replicas, s.Image = 5, "countinghouse:next" })
+		w.converge()
+	},
+}
+
+// expect is what must be true of every shard that has converged.
+func (w *world) expect() {
+	w.t.Helper()
+	for _, v := range w.broken {
+		w.t.Error(v)
+	}
+	s := w.shard()
+	if int32(w.voters()) != s.Spec.Replicas || len(w.members) != w.voters() || s.Status.ReadyReplicas != s.Spec.Replicas ||
+		s.Status.Leader != w.leader || s.Status.ObservedGeneration != s.Generation {
+		w.t.Errorf("not what the spec says:\n%s%+v", w.place(), s.Status)
+	}
+	for kind, want := range map[string]bool{
+		v1.ConditionAvailable: true, v1.ConditionProgressing: false, v1.ConditionDegraded: false, v1.ConditionQuorumLost: false, v1.ConditionAccepted: true,
+	} {
+		c := meta.FindStatusCondition(s.Status.Conditions, kind)
+		if c == nil || (c.Status == "True") != want || c.ObservedGeneration != s.Generation {
+			w.t.Errorf("condition %s: %+v", kind, c)
+		}
+	}
+	want := slices.Sorted(slices.Values(s.Spec.Instruments))
+	if !slices.Equal(w.owned, want) {
+		w.t.Errorf("the shard owns %v", w.owned)
+	}
+}
+
+func TestShardsConverge(t *testing.T) {
+	for name, run := range scenarios {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			run(w)
+			w.expect()
+			before := w.writes
+			for range 3 {
+				w.converge()
+			}
+			if w.writes != before {
+				t.Errorf("a converged shard caused %d writes", w.writes-before)
+			}
+		})
+	}
+}
+
+// Two shards name one instrument: the older one has it, the younger says so.
+func TestOlderShardOwnsTheInstrument(t *testing.T) {
+	w := newWorld(t)
+	w.createShard(1)
+	other := w.shard().DeepCopy()
+	other.Name, other.UID, other.ResourceVersion = "options", "uid-0", ""
+	other.Spec.Instruments = []string{"IC2501", "IO2501"}
+	if err := w.client.Create(context.Background(), other); err != nil {
+		t.Fatal(err)
+	}
+	w.converge()
+	s := w.shard()
+	if got := fmt.Sprint(s.Status.RefusedInstruments, s.Status.Instruments, w.owned); got != "[{IC2501 options}] [IF2501] [IF2501]" {
+		t.Error(got)
+	}
+	if c := meta.FindStatusCondition(s.Status.Conditions, v1.ConditionAccepted); c.Status != "False" || !strings.Contains(c.Message, "IC2501 to options") {
+		t.Errorf("%+v", c)
+	}
+}
+
+// A majority of the volumes is gone: the operator says so and touches nothing.
+func TestQuorumLossIsStatedNotGuessedAt(t *testing.T) {
+	w := newWorld(t)
+	w.createShard(3)
+	w.converge()
+	w.lose("futures-0")
+	w.lose("futures-1")
+	w.converge()
+	s := w.shard()
+	if c := meta.FindStatusCondition(s.Status.Conditions, v1.ConditionQuorumLost); c.Status != "True" || !strings.Contains(c.Message, "2 of 3") {
+		t.Errorf("%+v", c)
+	}
+	if s.Status.NextMember != 3 || len(s.Status.Members) != 3 || len(w.members) != 3 || len(w.broken) > 0 {
+		t.Errorf("%s%v", w.place(), w.broken)
+	}
+}
+
+func TestPausedShardIsLeftAlone(t *testing.T) {
+	w := newWorld(t)
+	w.createShard(3)
+	w.converge()
+	w.spec(func(s *v1.InstrumentShardSpec) { s.Paused, s.Replicas, s.Image = true, 5, "other" })
+	before := len(w.members)
+	w.converge()
+	if s := w.shard(); len(s.Status.Members) != 3 || len(w.members) != before {
+		t.Errorf("%s", w.place())
+	}
+	w.spec(func(s *v1.InstrumentShardSpec) { s.Paused = false })
+	w.converge()
+	w.expect()
+}
+
+// A status that was lost, as with a restored backup, does not lead to a second shard
+// over the first one's data.
+func TestLostStatusFormsNothingAnew(t *testing.T) {
+	w := newWorld(t)
+	w.createShard(3)
+	w.converge()
+	s := w.shard()
+	s.Status = v1.InstrumentShardStatus{}
+	if err := w.client.Status().Update(context.Background(), s); err != nil {
+		t.Fatal(err)
+	}
+	w.converge()
+	w.expect()
+	if s := w.shard(); s.Status.NextMember != 3 || !s.Status.Bootstrapped {
+		t.Errorf("%+v", s.Status)
+	}
+}
+
+func TestDeletedShard(t *testing.T) {
+	for _, policy := range []v1.RetentionPolicy{v1.RetentionRetain, v1.RetentionDelete} {
+		t.Run(string(policy), func(t *testing.T) {
+			w := newWorld(t)
+			w.createShard(3)
+			w.spec(func(s *v1.InstrumentShardSpec) { s.Storage.Retention.WhenDeleted = policy })
+			w.converge()
+			if err := w.client.Delete(context.Background(), w.shard()); err != nil {
+				t.Fatal(err)
+			}
+			w.converge()
+			if s := w.shard(); s.Name != "" {
+				t.Errorf("it is still there: %+v", s.ObjectMeta)
+			}
+			var claims corev1.PersistentVolumeClaimList
+			var pods corev1.PodList
+			if err := w.client.List(context.Background(), &claims); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.client.List(context.Background(), &pods); err != nil {
+				t.Fatal(err)
+			}
+			if want := map[v1.RetentionPolicy]int{v1.RetentionRetain: 3, v1.RetentionDelete: 0}[policy]; len(claims.Items) != want || len(pods.Items) != 0 {
+				t.Errorf("%d volumes, %d pods", len(claims.Items), len(pods.Items))
+			}
+			if len(w.broken) > 0 {
+				t.Error(w.broken)
+			}
+		})
+	}
+}

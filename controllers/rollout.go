@@ -1,0 +1,81 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+
+	v1 "github.com/countinghouse/countinghouse/api/v1"
+	"github.com/countinghouse/countinghouse/controllers/resource"
+)
+
+// rollout replaces one pod that is not what the spec asks for: followers first,
+// those that lag most before others, the leader last and not while it leads; each
+// only when the shard says that it can do without.
+func (p *pass) rollout(ctx context.Context) error {
+	if p.raft == nil || !p.settled() {
+		return nil
+	}
+	hash, err := resource.SpecHash(p.shard)
+	if err != nil {
+		return err
+	}
+	for _, id := range append(p.raft.laggingFirst(), p.raft.leader) {
+		pod := p.pods[id]
+		if pod == nil || !pod.DeletionTimestamp.IsZero() || pod.Annotations[resource.AnnotationSpecHash] == hash {
+			continue
+		}
+		if id == p.raft.leader && p.raft.voters() > 1 {
+			return p.step(ctx, fmt.Sprintf("leadership moves off member %s, whose pod is to be replaced", id), func(ctx context.Context) error {
+				return p.admin.TransferLeadership(ctx, "")
+			})
+		}
+		return p.restart(ctx, id)
+	}
+	return nil
+}
+
+func (p *pass) restart(ctx context.Context, id string) error {
+	if p.raft.voters() > 1 {
+		asking, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		safe, why, err := p.admin.SafeToRestart(asking, id)
+		if err != nil || !safe {
+			p.later("member %s can not be restarted: %s%v", id, why, errText(err))
+			return nil
+		}
+	}
+	p.later("the pod of member %s is replaced", id)
+	return p.delete(ctx, p.pods[id])
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return " " + err.Error()
+}
+
+// remove deals with the volumes of a shard that is deleted. Pods go first: a volume
+// that is in use would stay.
+func (p *pass) remove(ctx context.Context) error {
+	for _, pod := range p.pods {
+		if !pod.DeletionTimestamp.IsZero() {
+			continue
+		}
+		if err := p.delete(ctx, pod); err != nil {
+			return err
+		}
+	}
+	if len(p.pods) > 0 {
+		p.later("pods end")
+		return nil
+	}
+	if p.shard.Spec.Storage.Retention.WhenDeleted == v1.RetentionDelete {
+		for _, claim := range p.claims {
+			if err := p.delete(ctx, claim); err != nil {
+				return err
+			}
+		}
+	}
+	return p.release(ctx)
+}

@@ -1,0 +1,63 @@
+package controllers
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/countinghouse/countinghouse/controllers/resource"
+)
+
+// annotationBuilt holds the hash of an object as it was built, before the API
+// server filled it in: while it is the same there is nothing to write.
+const annotationBuilt = "countinghouse.io/built"
+
+// surroundings creates and updates what is around the members.
+func (p *pass) surroundings(ctx context.Context) error {
+	voters := p.shard.Spec.Replicas
+	if p.raft != nil {
+		voters = p.raft.voters()
+	}
+	for _, o := range []struct{ want, have client.Object }{
+		{resource.Peers(p.shard), new(corev1.Service)},
+		{resource.Service(p.shard), new(corev1.Service)},
+		{resource.DisruptionBudget(p.shard, voters), new(policyv1.PodDisruptionBudget)},
+		{resource.NetworkPolicy(p.shard, p.r.Namespace), new(networkingv1.NetworkPolicy)},
+	} {
+		if err := p.apply(ctx, o.want, o.have); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// apply makes an object what was built, unless it is that already. have is an empty
+// object of the same type.
+func (p *pass) apply(ctx context.Context, want, have client.Object) error {
+	b, err := json.Marshal(want)
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(b)
+	built := hex.EncodeToString(sum[:8])
+	want.SetAnnotations(map[string]string{annotationBuilt: built})
+	err = p.r.Get(ctx, client.ObjectKeyFromObject(want), have)
+	switch {
+	case apierrors.IsNotFound(err):
+		return p.create(ctx, want)
+	case err != nil || have.GetAnnotations()[annotationBuilt] == built:
+		return err
+	}
+	want.SetResourceVersion(have.GetResourceVersion())
+	if service, ok := want.(*corev1.Service); ok {
+		service.Spec.ClusterIP = have.(*corev1.Service).Spec.ClusterIP
+	}
+	return p.r.Update(ctx, want)
+}

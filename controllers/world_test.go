@@ -1,0 +1,392 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+
+	v1 "github.com/countinghouse/countinghouse/api/v1"
+	built "github.com/countinghouse/countinghouse/controllers/resource"
+	storage "github.com/countinghouse/countinghouse/storagenode/client"
+	"github.com/countinghouse/countinghouse/storagenode/refusal"
+	"github.com/countinghouse/countinghouse/storagenode/storagepb"
+)
+
+var errStopped = errors.New("the operator is stopped")
+
+// world is a cluster in miniature: an API server, a kubelet that runs pods, and a
+// shard with the rules of Raft's membership, which notices what must never be done.
+type world struct {
+	t      *testing.T
+	client client.Client
+	name   types.NamespacedName
+
+	uids     int
+	operates bool // the operator does, and not the test
+	writes   int  // of the operator, to the API server and the shard
+	stopAt   int  // the write after which the operator is stopped, once; 0 for none
+
+	// The shard.
+	formed  bool
+	members map[string]*storagepb.Member
+	leader  string
+	index   uint64
+	owned   []string
+	disks   map[types.UID]string // claim → id of the member whose data it has
+	patient map[string]int       // attempts until a learner has caught up
+	dead    map[string]bool      // pods that do not come up
+	broken  []string             // what must never be
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{
+		t: t, name: types.NamespacedName{Namespace: "trading", Name: "futures"},
+		members: map[string]*storagepb.Member{}, disks: map[types.UID]string{}, patient: map[string]int{}, dead: map[string]bool{},
+	}
+	scheme := runtime.NewScheme()
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1.AddToScheme(scheme)); err != nil {
+		t.Fatal(err)
+	}
+	c := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1.InstrumentShard{}, &corev1.Pod{}).Build()
+	w.client = interceptor.NewClient(c, interceptor.Funcs{
+		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+			if o.GetUID() == "" {
+				w.uids++
+				o.SetUID(types.UID(fmt.Sprintf("uid-%d", w.uids)))
+			}
+			return w.write(c.Create(ctx, o, opts...))
+		},
+		Update: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.UpdateOption) error {
+			return w.write(c.Update(ctx, o, opts...))
+		},
+		Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
+			return w.write(c.Patch(ctx, o, p, opts...))
+		},
+		Delete: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.DeleteOption) error {
+			w.mayDelete(o)
+			return w.write(c.Delete(ctx, o, opts...))
+		},
+		SubResourceUpdate: func(ctx context.Context, c client.Client, sub string, o client.Object, opts ...client.SubResourceUpdateOption) error {
+			return w.write(c.SubResource(sub).Update(ctx, o, opts...))
+		},
+	})
+	return w
+}
+
+// write counts a write of the operator's, and stops it after the chosen one.
+func (w *world) write(err error) error {
+	if !w.operates {
+		return err
+	}
+	w.writes++
+	if err == nil && w.writes == w.stopAt {
+		return errStopped
+	}
+	return err
+}
+
+func (w *world) violation(format string, args ...any) {
+	w.broken = append(w.broken, fmt.Sprintf(format, args...))
+}
+
+// mayDelete notices a deletion that would cost data or the quorum.
+func (w *world) mayDelete(o client.Object) {
+	if !w.operates {
+		return
+	}
+	switch o := o.(type) {
+	case *corev1.PersistentVolumeClaim:
+		if id := w.disks[o.UID]; id != "" && w.members[id] != nil && w.shard().DeletionTimestamp.IsZero() {
+			w.violation("the volume of member %s is deleted", id)
+		}
+	case *corev1.Pod:
+		m := w.members[o.Name]
+		if m == nil || !m.Voter || !w.shard().DeletionTimestamp.IsZero() || len(w.members) == 1 {
+			return
+		}
+		if running := w.running(); slices.Contains(running, o.Name) && len(running)-1 < w.quorum() {
+			w.violation("the pod of %s is deleted: %d of %d voters run", o.Name, len(running), w.voters())
+		}
+		if o.Name == w.leader {
+			w.violation("the leader's pod is deleted")
+		}
+	}
+}
+
+func (w *world) voters() (n int) {
+	for _, m := range w.members {
+		if m.Voter {
+			n++
+		}
+	}
+	return n
+}
+
+func (w *world) quorum() int { return w.voters()/2 + 1 }
+
+// running returns the voters whose pod runs.
+func (w *world) running() (ids []string) {
+	for id, m := range w.members {
+		pod := new(corev1.Pod)
+		err := w.client.Get(context.Background(), types.NamespacedName{Namespace: w.name.Namespace, Name: id}, pod)
+		if m.Voter && err == nil && pod.Status.Phase == corev1.PodRunning {
+			ids = append(ids, id)
+		}
+	}
+	sort.Strings(ids)
+	return ids
+}
+
+func (w *world) shard() *v1.InstrumentShard {
+	s := new(v1.InstrumentShard)
+	if err := w.client.Get(context.Background(), w.name, s); client.IgnoreNotFound(err) != nil {
+		w.t.Fatal(err)
+	}
+	return s
+}
+
+// kubelet lets pods run whose volume is there, and ends those without.
+func (w *world) kubelet() {
+	w.t.Helper()
+	var pods corev1.PodList
+	if err := w.client.List(context.Background(), &pods); err != nil {
+		w.t.Fatal(err)
+	}
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		claim := new(corev1.PersistentVolumeClaim)
+		err := w.client.Get(context.Background(), client.ObjectKeyFromObject(pod), claim)
+		if err != nil || w.dead[pod.Name] || pod.Status.Phase == corev1.PodRunning {
+			continue
+		}
+		w.start(pod, claim)
+		pod.Status.Phase = corev1.PodRunning
+		pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+		if err := w.client.Status().Update(context.Background(), pod); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// start is a storage node's: an empty volume is formatted, one of another member
+// refused, and a member of the shard that comes with an empty one is a disaster.
+func (w *world) start(pod *corev1.Pod, claim *corev1.PersistentVolumeClaim) {
+	id, args := pod.Name, pod.Spec.Containers[0].Args
+	switch owner := w.disks[claim.UID]; {
+	case owner == id:
+	case owner != "":
+		w.violation("%s starts on the volume of %s", id, owner)
+	case w.members[id] != nil:
+		w.violation("%s is a member and comes back with an empty volume", id)
+	default:
+		w.disks[claim.UID] = id
+		peers := ""
+		for _, a := range args {
+			if p, ok := strings.CutPrefix(a, "--peers="); ok {
+				peers = p
+			}
+		}
+		if peers == "" {
+			return
+		}
+		if w.formed && w.members[id] == nil {
+			w.violation("%s forms the shard once more, with %s", id, peers)
+			return
+		}
+		w.form(peers)
+	}
+}
+
+func (w *world) form(peers string) {
+	w.formed = true
+	for _, p := range strings.Split(peers, ",") {
+		id, address, _ := strings.Cut(p, "=")
+		w.members[id] = &storagepb.Member{Id: id, Address: address, Voter: true}
+		// Its own volume is not a foreign one, whenever it starts.
+		claim := new(corev1.PersistentVolumeClaim)
+		if w.client.Get(context.Background(), types.NamespacedName{Namespace: w.name.Namespace, Name: id}, claim) == nil {
+			w.disks[claim.UID] = id
+		} else {
+			w.violation("%s has no volume when the shard is formed", id)
+		}
+	}
+	w.index = 1
+}
+
+// The shard as an Admin.
+
+func (w *world) Leader(context.Context) (*storagepb.StatusResponse, error) {
+	running := w.running()
+	if !w.formed || len(running) < w.quorum() {
+		w.leader = ""
+		return nil, refusal.ErrUnavailable
+	}
+	if !slices.Contains(running, w.leader) {
+		w.leader = running[0]
+	}
+	st := &storagepb.StatusResponse{Id: w.leader, MembershipIndex: w.index, Instruments: slices.Clone(w.owned)}
+	for _, m := range w.members {
+		st.Members = append(st.Members, m)
+	}
+	return st, nil
+}
+
+func (w *world) change(index uint64, do func()) error {
+	if index != w.index {
+		return refusal.ErrInvalid
+	}
+	do()
+	w.index++
+	return w.write(nil)
+}
+
+func (w *world) AddLearner(_ context.Context, id, address string, index uint64) error {
+	return w.change(index, func() {
+		w.members[id] = &storagepb.Member{Id: id, Address: address}
+		w.patient[id] = 2
+	})
+}
+
+func (w *world) Promote(_ context.Context, id string, index uint64) error {
+	if w.patient[id]--; w.patient[id] > 0 {
+		return refusal.ErrUnavailable
+	}
+	return w.change(index, func() { w.members[id].Voter = true })
+}
+
+func (w *world) Remove(_ context.Context, id string, index uint64) error {
+	if id == w.leader {
+		return refusal.ErrInvalid
+	}
+	running := w.running()
+	left, voters := len(running), w.voters()
+	if m := w.members[id]; m != nil && m.Voter {
+		voters--
+		if slices.Contains(running, id) {
+			left--
+		}
+	}
+	if left < voters/2+1 {
+		return refusal.ErrInvalid
+	}
+	return w.change(index, func() { delete(w.members, id) })
+}
+
+func (w *world) TransferLeadership(context.Context, string) error {
+	for _, id := range w.running() {
+		if id != w.leader {
+			w.leader = id
+			return w.write(nil)
+		}
+	}
+	return refusal.ErrUnavailable
+}
+
+func (w *world) SafeToRestart(_ context.Context, id string) (bool, string, error) {
+	return len(w.running()) == w.voters(), "a voter is away", nil
+}
+
+func (w *world) AssignInstruments(_ context.Context, instruments []string) error {
+	w.owned = slices.Clone(instruments)
+	return w.write(nil)
+}
+
+func (w *world) Close() error { return nil }
+
+func (w *world) reconciler() *Reconciler {
+	return &Reconciler{
+		Client: w.client, Defaults: built.Defaults{Image: "countinghouse:test"}, Namespace: "countinghouse-system",
+		Dial: func(m *storage.Map) (Admin, error) { return w, m.Check() },
+	}
+}
+
+// converge reconciles and lets pods run until nothing changes any more.
+func (w *world) converge() {
+	w.t.Helper()
+	quiet := 0
+	for range 400 {
+		before := w.writes
+		r := w.reconciler() // as if it was started anew
+		w.operates = true
+		_, err := r.Reconcile(context.Background(), ctrl.Request{NamespacedName: w.name})
+		w.operates = false
+		if err != nil && !errors.Is(err, errStopped) {
+			w.t.Fatal(err)
+		}
+		w.kubelet()
+		if quiet++; w.writes != before {
+			quiet = 0
+		}
+		if quiet == 4 { // a learner is refused twice before it has caught up
+			return
+		}
+	}
+	w.t.Fatalf("no end: %+v", w.shard().Status)
+}
+
+// spec changes the shard's spec as a user does.
+func (w *world) spec(change func(*v1.InstrumentShardSpec)) {
+	w.t.Helper()
+	s := w.shard()
+	change(&s.Spec)
+	s.Generation++
+	if err := w.client.Update(context.Background(), s); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) createShard(replicas int32) {
+	w.t.Helper()
+	s := &v1.InstrumentShard{ObjectMeta: metav1.ObjectMeta{Name: w.name.Name, Namespace: w.name.Namespace, Generation: 1}}
+	s.Spec = v1.InstrumentShardSpec{
+		Cluster: "demo", Instruments: []string{"IF2501", "IC2501"}, Replicas: replicas,
+		Storage: v1.StorageSpec{Size: resource.MustParse("10Gi"), Retention: v1.RetentionSpec{WhenScaled: v1.RetentionDelete, WhenDeleted: v1.RetentionRetain}},
+	}
+	if err := w.client.Create(context.Background(), s); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// place describes where the shard has come to.
+func (w *world) place() string {
+	w.t.Helper()
+	var b strings.Builder
+	s := w.shard()
+	for _, m := range s.Status.Members {
+		fmt.Fprintf(&b, "%s ready=%t pod=%s\n", m.ID, m.Ready, m.Pod)
+	}
+	var ids []string
+	for id, m := range w.members {
+		ids = append(ids, fmt.Sprintf("%s voter=%t", id, m.Voter))
+	}
+	sort.Strings(ids)
+	var claims corev1.PersistentVolumeClaimList
+	var pods corev1.PodList
+	if err := errors.Join(w.client.List(context.Background(), &claims), w.client.List(context.Background(), &pods)); err != nil {
+		w.t.Fatal(err)
+	}
+	fmt.Fprintf(&b, "raft %v next %d owned %v\n", ids, s.Status.NextMember, w.owned)
+	for _, c := range claims.Items {
+		fmt.Fprintf(&b, "claim %s %s\n", c.Name, c.Spec.Resources.Requests.Storage())
+	}
+	for _, p := range pods.Items {
+		fmt.Fprintf(&b, "pod %s %s %s\n", p.Name, p.Status.Phase, p.Annotations[built.AnnotationSpecHash])
+	}
+	return b.String()
+}
