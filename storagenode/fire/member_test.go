@@ -258,27 +258,28 @@ func (c *cluster) restartLater(m *member, rng *rand.Rand) {
 	} // else the end of the run starts whoever is down
 }
 
-// restart starts a member that is down, with a clock of another pace. If its disk
-// fails meanwhile, it is started once more on what that leaves.
+// restart starts a member that is down, with a clock of another pace.
 func (c *cluster) restart(m *member, rng *rand.Rand) {
 	m.mu.Lock()
 	m.drift = 0.7 + rng.Float64()
-	d := m.disk
 	m.mu.Unlock()
-	err := m.start()
-	if err == nil {
-		return
-	}
-	if len(d.syncFailures()) == 0 && d.wreck() == nil {
+	if err := c.begin(m, rng); err != nil {
 		c.find(err)
-		return
+	}
+}
+
+// begin starts a member. If its disk fails meanwhile, it is started once more on
+// what that leaves.
+func (c *cluster) begin(m *member, rng *rand.Rand) error {
+	d := m.present()
+	err := m.start()
+	if err == nil || len(d.syncFailures()) == 0 && d.wreck() == nil {
+		return err
 	}
 	m.mu.Lock()
 	if m.node == nil && m.disk == d {
 		m.disk = d.crash(50, rng)
 	}
 	m.mu.Unlock()
-	if err := m.start(); err != nil {
-		c.find(err)
-	}
+	return m.start()
 }

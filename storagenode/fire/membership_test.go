@@ -15,7 +15,7 @@ func (k *client) changeMembers() {
 	defer k.close()
 	for k.pause(1500 * time.Millisecond) {
 		joining := k.c.addMember(nil)
-		if err := joining.start(); err != nil {
+		if err := k.c.begin(joining, k.c.random()); err != nil {
 			k.c.find(err)
 			return
 		}
