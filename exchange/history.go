@@ -246,7 +246,7 @@ func seqFrom(ctx context.Context, c *client.Client, end streamEnd, first uint64)
 		case err != nil:
 			return 0, err
 		case global == 0:
-			return 0, fmt.Errorf("%w: %s seq %d is missing in shard", ErrDiverged, end.sym, middle)
+			return 0, fmt.Errorf("%w: the shard of %s ends with seq %d and lacks seq %d: restore the shard's data", ErrDiverged, end.sym, end.seq, middle)
 		case global < first:
 			low = middle + 1
 		default:

@@ -204,7 +204,7 @@ func (r *Replica) isLive(index uint64) error {
 			return nil
 		}
 		if time.Now().After(end) {
-			err := fmt.Errorf("the snapshot at %d is there, and the store shows entries up to %d only", index, applied)
+			err := fmt.Errorf("the snapshot at %d is there, and the store shows entries up to %d only: the next start adopts it", index, applied)
 			r.fatal(err)
 			return err
 		}

@@ -168,15 +168,7 @@ func TestATransferOfALaterSnapshotGoesOn(t *testing.T) {
 	if later.Raft.Index == meta.Raft.Index {
 		t.Fatal("no later snapshot")
 	}
-	var common int64
-	for path, f := range tablesOf(source) {
-		if before[path] == f {
-			common += f.Size
-		}
-	}
-	if common == 0 {
-		t.Fatal("the snapshots have no table in common")
-	}
+	common := commonBytes(t, before, source)
 	if err := leader.send(later, source); err != nil {
 		t.Fatal(err)
 	}
@@ -186,6 +178,20 @@ func TestATransferOfALaterSnapshotGoesOn(t *testing.T) {
 	if got, want := lastSeq(t, follower), lastSeq(t, donor); got != want {
 		t.Errorf("last seq %d, want %d", got, want)
 	}
+}
+
+// commonBytes returns the size of a snapshot's tables that are among those before.
+func commonBytes(t *testing.T, before map[string]streamFile, s *fakeSource) (n int64) {
+	t.Helper()
+	for path, f := range tablesOf(s) {
+		if before[path] == f {
+			n += f.Size
+		}
+	}
+	if n == 0 {
+		t.Fatal("the snapshots have no table in common")
+	}
+	return n
 }
 
 func tablesOf(s *fakeSource) map[string]streamFile {
@@ -745,15 +751,7 @@ func TestTheNextSnapshotIsSentAsADifference(t *testing.T) {
 		grow(t, donor, 2+round)
 		var next *snapshotMeta
 		next, source = sourceOf(t, donor, -1, nil)
-		var common int64
-		for path, f := range tablesOf(source) {
-			if before[path] == f {
-				common += f.Size
-			}
-		}
-		if common == 0 {
-			t.Fatal("the snapshots have no table in common")
-		}
+		common := commonBytes(t, before, source)
 		if err := leader.send(next, source); err != nil {
 			t.Fatal(err)
 		}
