@@ -6,11 +6,13 @@ LINT      := $(GO) tool -modfile=tools/lint/go.mod golangci-lint
 BIN       := bin
 FUZZTIME  ?= 10s
 DEMO_ARGS ?=
+IMAGE     ?= countinghouse:dev
 GIT_DESC  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS   := -ldflags "-X github.com/countinghouse/countinghouse/version.Build=$(GIT_DESC)"
+STAMP     := -X github.com/countinghouse/countinghouse/version.Build=$(GIT_DESC)
+LDFLAGS   := -ldflags "$(STAMP)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check generate bench build fuzz clean
+.PHONY: help demo test check generate bench build images fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,12 +31,13 @@ check: ## formatting, vet, lint, stale generated code
 	$(GO) vet ./...
 	$(LINT) run ./...
 	$(MAKE) --no-print-directory generate
-	@git diff --exit-code --stat -- '*.pb.go' api config/crd || { echo "generated code is stale: run 'make generate' and commit the result"; exit 1; }
+	@git diff --exit-code --stat -- '*.pb.go' api config || { echo "generated code is stale: run 'make generate' and commit the result"; exit 1; }
 
-generate: ## code from the .proto files, the CRD and deep copies from api/
+generate: ## code from the .proto files, the CRD and deep copies from api/, RBAC from controllers/
 	$(TOOL) buf lint
 	$(TOOL) buf generate
 	$(TOOL) controller-gen object crd paths=./api/... output:crd:dir=config/crd
+	$(TOOL) controller-gen rbac:roleName=countinghouse-operator paths=./controllers/... output:rbac:dir=config/rbac
 
 bench: ## benchmarks of the packages, with their floors and peers beside them
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
@@ -50,6 +53,11 @@ fuzz: ## every fuzz target for FUZZTIME each
 build: ## the programs, in bin/
 	@mkdir -p $(BIN)
 	$(GO) build $(LDFLAGS) -o $(BIN)/ ./cmd/...
+
+images: ## the container image IMAGE: static programs, from scratch
+	@mkdir -p $(BIN)/image
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w $(STAMP)" -o $(BIN)/image/ ./cmd/operator ./cmd/storagenode ./cmd/exchange ./cmd/countinghouse
+	DOCKER_BUILDKIT=0 docker build --quiet --tag $(IMAGE) --file Dockerfile $(BIN)/image
 
 clean: ## remove what the targets made
 	rm -rf $(BIN) bench/out

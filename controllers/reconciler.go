@@ -48,6 +48,8 @@ type Reconciler struct {
 	Dial Dial
 	// Events takes what an operator should know of a shard.
 	Events events.EventRecorder
+	// Workers is the number of shards that are reconciled at a time, at least 1.
+	Workers int
 }
 
 // SetupWithManager registers the reconciler for shards and what belongs to them.
@@ -57,7 +59,7 @@ func (r *Reconciler) SetupWithManager(m ctrl.Manager) error {
 		For(&v1.InstrumentShard{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Owns(&corev1.Pod{}).Owns(&corev1.Service{}).Owns(&policyv1.PodDisruptionBudget{}).Owns(&networkingv1.NetworkPolicy{}).
 		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(ofShard)).
-		WithOptions(controller.Options{MaxConcurrentReconciles: 4}).
+		WithOptions(controller.Options{MaxConcurrentReconciles: r.Workers}).
 		Complete(r)
 }
 

@@ -51,7 +51,12 @@ func (p *pass) apply(ctx context.Context, want, have client.Object) error {
 	err = p.r.Get(ctx, client.ObjectKeyFromObject(want), have)
 	switch {
 	case apierrors.IsNotFound(err):
-		return p.create(ctx, want)
+		err := p.r.Create(ctx, want)
+		if apierrors.IsAlreadyExists(err) { // not seen yet, or one without the shard's labels
+			p.later("%T %s is there, and not as the shard's; if it stays so, remove it", want, want.GetName())
+			return nil
+		}
+		return err
 	case err != nil || have.GetAnnotations()[annotationBuilt] == built:
 		return err
 	}

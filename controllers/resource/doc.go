@@ -78,6 +78,11 @@ func ShardLabels(shard string) map[string]string {
 	return map[string]string{LabelName: nameValue, LabelComponent: componentValue, LabelShard: shard}
 }
 
+// AllLabels select everything of all shards.
+func AllLabels() map[string]string {
+	return map[string]string{LabelName: nameValue, LabelComponent: componentValue}
+}
+
 // Selector returns ShardLabels as the scale subresource wants them.
 func Selector(shard string) string {
 	return metav1.FormatLabelSelector(&metav1.LabelSelector{MatchLabels: ShardLabels(shard)})

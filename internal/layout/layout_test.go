@@ -66,6 +66,7 @@ var allowed = map[string][]string{
 	"localcluster":          {"storagenode/client", "storagenode/node"},
 	"cmd/storagenode":       {"storagenode/node", "version"},
 	"cmd/exchange":          {"exchange", "exchange/", "storagenode/client", "version"},
+	"cmd/operator":          {"api/v1", "controllers", "controllers/resource", "version"},
 	"cmd/countinghouse":     {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "storagenode/", "version"},
 	"cmd/countinghouse/":    {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "localcluster/", "storagenode/", "version"},
 }
