@@ -30,6 +30,8 @@ const Finalizer = "countinghouse.io/volumes"
 const (
 	// askTimeout bounds what a reconciliation waits for a shard's members.
 	askTimeout = 5 * time.Second
+	// againAtOnce is when a shard is looked at again of which an old state was seen.
+	againAtOnce = 50 * time.Millisecond
 	// againSoon is when a shard that is not there yet is looked at again.
 	againSoon = 2 * time.Second
 	// againLater is when a shard is that needs nothing: what its members do is
@@ -79,7 +81,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	p := &pass{r: r, shard: shard, before: shard.Status.DeepCopy()}
-	if err := p.run(ctx); err != nil {
+	err := p.run(ctx)
+	if apierrors.IsConflict(err) { // it was seen before a write that has been made since
+		return ctrl.Result{RequeueAfter: againAtOnce}, nil
+	}
+	if err != nil {
 		return ctrl.Result{}, fmt.Errorf("shard %s: %w", req.NamespacedName, err)
 	}
 	if p.settled() {

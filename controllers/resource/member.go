@@ -129,7 +129,7 @@ func container(s *v1.InstrumentShard, member string, f Formation, d Defaults) co
 	}
 	return corev1.Container{
 		Name: "storagenode", Image: image, ImagePullPolicy: s.Spec.ImagePullPolicy,
-		Args: args(s, member, f), Env: environment(s), Resources: s.Spec.Resources,
+		Command: []string{"/storagenode"}, Args: args(s, member, f), Env: environment(s), Resources: s.Spec.Resources,
 		Ports: []corev1.ContainerPort{
 			{Name: "grpc", ContainerPort: PortGRPC, Protocol: corev1.ProtocolTCP},
 			{Name: "metrics", ContainerPort: PortMetrics, Protocol: corev1.ProtocolTCP},
