@@ -12,7 +12,7 @@ STAMP     := -X github.com/countinghouse/countinghouse/version.Build=$(GIT_DESC)
 LDFLAGS   := -ldflags "$(STAMP)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check generate bench build images fuzz clean
+.PHONY: help demo test kube check generate bench build images fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,11 +20,14 @@ help: ## list the targets
 demo: build ## trade on one machine while a storage leader is killed, and prove that nothing was lost
 	@$(BIN)/countinghouse demo $(DEMO_ARGS)
 
-test: ## run every test that needs no cluster, with the race detector where it makes sense
+test: kube ## run every test that needs no cluster, with the race detector where it makes sense
 	$(GO) test -race -timeout 8m ./...
 	$(GO) test -timeout 2m ./storagenode/stablestore
 	$(GO) test -timeout 2m -run TestTenThousand ./storagenode
 	$(GO) test -timeout 5m -run TestOperatorStopped ./controllers
+
+kube: ## the Kubernetes API server and etcd that tests run against, from Go modules (minutes the first time)
+	$(GO) run ./internal/apiserver/build
 
 check: ## formatting, vet, lint, stale generated code
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

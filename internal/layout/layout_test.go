@@ -18,6 +18,8 @@ var allowed = map[string][]string{
 	"version":                 {},
 	"internal/layout":         {},
 	"internal/docs":           {},
+	"internal/apiserver":      {"internal/apiserver/binaries"},
+	"internal/apiserver/":     {"internal/apiserver/binaries"},
 	"record":                  {},
 	"storagenode/storagepb":   {},
 	"storagenode/refusal":     {"storagenode/storagepb"},
