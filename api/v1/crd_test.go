@@ -138,6 +138,12 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	expectDefaults(t, obj)
+}
+
+// expectDefaults checks what an API server filled in.
+func expectDefaults(t *testing.T, obj map[string]any) {
+	t.Helper()
 	var shard InstrumentShard
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(obj, &shard); err != nil {
 		t.Fatal(err)
@@ -150,87 +156,104 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// Every rule of the CRD refuses what it is for, with a message that names the
-// field, and lets through what is next to it.
-func TestRules(t *testing.T) {
-	s := newServer(t)
+// ruleCase is an object that an API server takes or refuses.
+type ruleCase struct {
+	name, old, spec string   // over a shard that is right; old is what it was before
+	update          bool     // old was there, even if it is empty
+	refused         []string // words of the error; none for what is taken
+}
+
+// updates reports whether spec comes after old.
+func (c *ruleCase) updates() bool { return c.update || c.old != "" }
+
+// judge compares what an API server said with what it should.
+func (c *ruleCase) judge(t *testing.T, err error) {
+	t.Helper()
+	switch {
+	case len(c.refused) == 0 && err != nil:
+		t.Errorf("refused: %v", err)
+	case len(c.refused) > 0 && err == nil:
+		t.Error("taken")
+	}
+	for _, word := range c.refused {
+		if err != nil && !strings.Contains(err.Error(), word) {
+			t.Errorf("%q does not mention %q", err, word)
+		}
+	}
+}
+
+// ruleCases has every rule of the CRD: what it is for, with words of a message that
+// names the field, and what is next to it and is let through.
+func ruleCases() []ruleCase {
 	long := strings.Repeat("a", 41)
 	many := make([]string, 10_001)
 	for i := range many {
 		many[i] = fmt.Sprint("I", i)
 	}
-	for _, c := range []struct {
-		name, old, spec string
-		refused         []string // words of the error; none for what is taken
-	}{
-		{"as it is", "", "", nil},
-		{"name too long", "", "metadata: {name: " + long + "}", []string{"metadata.name", "40"}},
-		{"name of 40", "", "metadata: {name: " + long[1:] + "}", nil},
-		{"name begins with a digit", "", "metadata: {name: 1a}", []string{"metadata.name"}},
-		{"name with a dot", "", "metadata: {name: a.b}", []string{"metadata.name"}},
-		{"cluster name", "", "spec: {cluster: Big One}", []string{"spec.cluster"}},
-		{"cluster empty", "", `spec: {cluster: ""}`, []string{"spec.cluster"}},
-		{"cluster changed", "spec: {cluster: a}", "spec: {cluster: b}", []string{"spec.cluster", "can not be changed"}},
-		{"no instruments", "", "spec: {instruments: []}", []string{"spec.instruments"}},
-		{"instruments missing", "", "spec: {instruments: null}", []string{"spec.instruments", "Required"}},
-		{"instrument twice", "", "spec: {instruments: [A, A]}", []string{"spec.instruments[1]", "Duplicate"}},
-		{"instrument too long", "", "spec: {instruments: [ABCDEFGHIJKLMNOPQ]}", []string{"spec.instruments[0]"}},
-		{"instrument of 16", "", "spec: {instruments: [ABCDEFGHIJKLMNOP, __ACCOUNT__]}", nil},
-		{"instrument with a space", "", `spec: {instruments: ["A B"]}`, []string{"spec.instruments[0]"}},
-		{"instrument empty", "", `spec: {instruments: [""]}`, []string{"spec.instruments[0]"}},
-		{"too many instruments", "", "spec: {instruments: [" + strings.Join(many, ",") + "]}", []string{"spec.instruments", "10000"}},
-		{"many instruments", "", "spec: {instruments: [" + strings.Join(many[1:], ",") + "]}", nil},
-		{"instruments changed", "spec: {instruments: [A]}", "spec: {instruments: [B]}", nil},
-		{"even replicas", "", "spec: {replicas: 2}", []string{"spec.replicas"}},
-		{"no replicas", "", "spec: {replicas: 0}", []string{"spec.replicas"}},
-		{"9 replicas", "", "spec: {replicas: 9}", []string{"spec.replicas"}},
-		{"7 replicas", "", "spec: {replicas: 7}", nil},
-		{"fewer replicas", "spec: {replicas: 5}", "spec: {replicas: 3}", nil},
-		{"pull policy", "", "spec: {imagePullPolicy: Sometimes}", []string{"spec.imagePullPolicy"}},
-		{"size too small", "", "spec: {storage: {size: 1023Mi}}", []string{"spec.storage.size", "1Gi or more"}},
-		{"size as a number", "", "spec: {storage: {size: 5}}", []string{"spec.storage.size", "1Gi or more"}},
-		{"size least", "", "spec: {storage: {size: 1Gi}}", nil},
-		{"size nonsense", "", "spec: {storage: {size: big}}", []string{"spec.storage.size"}},
-		{"size lowered", "spec: {storage: {size: 20Gi}}", "spec: {storage: {size: 19Gi}}", []string{"spec.storage.size", "smaller"}},
-		{"size raised", "spec: {storage: {size: 20Gi}}", "spec: {storage: {size: 21Gi}}", nil},
-		{"class changed", "spec: {storage: {className: fast}}", "spec: {storage: {className: slow}}", []string{"spec.storage.className", "can not be changed"}},
-		{"class given later", "", "spec: {storage: {className: slow}}", []string{"spec.storage.className", "can not be changed"}},
-		{"retention", "", "spec: {storage: {retention: {whenScaled: Keep}}}", []string{"spec.storage.retention.whenScaled"}},
-		{"retention of deleted", "", "spec: {storage: {retention: {whenDeleted: Keep}}}", []string{"spec.storage.retention.whenDeleted"}},
-		{"memtable", "", "spec: {limits: {memtableBytes: 1}}", []string{"spec.limits.memtableBytes"}},
-		{"segment of odd size", "", "spec: {limits: {segmentBytes: 2097153}}", []string{"spec.limits.segmentBytes", "multiple"}},
-		{"segment too small", "", "spec: {limits: {segmentBytes: 4096}}", []string{"spec.limits.segmentBytes"}},
-		{"log cache", "", "spec: {limits: {logCacheBytes: 1}}", []string{"spec.limits.logCacheBytes"}},
-		{"in flight", "", "spec: {limits: {inFlightBytes: 1}}", []string{"spec.limits.inFlightBytes"}},
-		{"append window", "", "spec: {limits: {appendWindow: 1025}}", []string{"spec.limits.appendWindow"}},
-		{"queries", "", "spec: {limits: {queries: 65537}}", []string{"spec.limits.queries"}},
-		{"disk reserve", "", "spec: {limits: {diskReserveBytes: 1}}", []string{"spec.limits.diskReserveBytes"}},
-		{"snapshot pace", "", "spec: {limits: {snapshotSendBytesPerSecond: 5}}", []string{"spec.limits.snapshotSendBytesPerSecond"}},
-		{"heartbeat too short", "", "spec: {timing: {heartbeatTimeout: 49ms}}", []string{"spec.timing.heartbeatTimeout", "50ms to 1m"}},
-		{"heartbeat too long", "", "spec: {timing: {heartbeatTimeout: 61s}}", []string{"spec.timing.heartbeatTimeout", "50ms to 1m"}},
-		{"heartbeat nonsense", "", "spec: {timing: {heartbeatTimeout: soon}}", []string{"spec.timing.heartbeatTimeout"}},
-		{"heartbeat", "", "spec: {timing: {heartbeatTimeout: 250ms}}", nil},
-	} {
+	return []ruleCase{
+		{name: "as it is"},
+		{name: "name too long", spec: "metadata: {name: " + long + "}", refused: []string{"metadata.name", "40"}},
+		{name: "name of 40", spec: "metadata: {name: " + long[1:] + "}"},
+		{name: "name begins with a digit", spec: "metadata: {name: 1a}", refused: []string{"metadata.name"}},
+		{name: "name with a dot", spec: "metadata: {name: a.b}", refused: []string{"metadata.name"}},
+		{name: "cluster name", spec: "spec: {cluster: Big One}", refused: []string{"spec.cluster"}},
+		{name: "cluster empty", spec: `spec: {cluster: ""}`, refused: []string{"spec.cluster"}},
+		{name: "cluster changed", old: "spec: {cluster: a}", spec: "spec: {cluster: b}", refused: []string{"spec.cluster", "can not be changed"}},
+		{name: "no instruments", spec: "spec: {instruments: []}", refused: []string{"spec.instruments"}},
+		{name: "instruments missing", spec: "spec: {instruments: null}", refused: []string{"spec.instruments", "Required"}},
+		{name: "instrument twice", spec: "spec: {instruments: [A, A]}", refused: []string{"spec.instruments[1]", "Duplicate"}},
+		{name: "instrument too long", spec: "spec: {instruments: [ABCDEFGHIJKLMNOPQ]}", refused: []string{"spec.instruments[0]"}},
+		{name: "instrument of 16", spec: "spec: {instruments: [ABCDEFGHIJKLMNOP, __ACCOUNT__]}"},
+		{name: "instrument with a space", spec: `spec: {instruments: ["A B"]}`, refused: []string{"spec.instruments[0]"}},
+		{name: "instrument empty", spec: `spec: {instruments: [""]}`, refused: []string{"spec.instruments[0]"}},
+		{name: "too many instruments", spec: "spec: {instruments: [" + strings.Join(many, ",") + "]}", refused: []string{"spec.instruments", "10000"}},
+		{name: "many instruments", spec: "spec: {instruments: [" + strings.Join(many[1:], ",") + "]}"},
+		{name: "instruments changed", old: "spec: {instruments: [A]}", spec: "spec: {instruments: [B]}"},
+		{name: "even replicas", spec: "spec: {replicas: 2}", refused: []string{"spec.replicas"}},
+		{name: "no replicas", spec: "spec: {replicas: 0}", refused: []string{"spec.replicas"}},
+		{name: "9 replicas", spec: "spec: {replicas: 9}", refused: []string{"spec.replicas"}},
+		{name: "7 replicas", spec: "spec: {replicas: 7}"},
+		{name: "fewer replicas", old: "spec: {replicas: 5}", spec: "spec: {replicas: 3}"},
+		{name: "pull policy", spec: "spec: {imagePullPolicy: Sometimes}", refused: []string{"spec.imagePullPolicy"}},
+		{name: "size too small", spec: "spec: {storage: {size: 1023Mi}}", refused: []string{"spec.storage.size", "1Gi or more"}},
+		{name: "size as a number", spec: "spec: {storage: {size: 5}}", refused: []string{"spec.storage.size", "1Gi or more"}},
+		{name: "size least", spec: "spec: {storage: {size: 1Gi}}"},
+		{name: "size nonsense", spec: "spec: {storage: {size: big}}", refused: []string{"spec.storage.size"}},
+		{name: "size lowered", old: "spec: {storage: {size: 20Gi}}", spec: "spec: {storage: {size: 19Gi}}", refused: []string{"spec.storage.size", "smaller"}},
+		{name: "size raised", old: "spec: {storage: {size: 20Gi}}", spec: "spec: {storage: {size: 21Gi}}"},
+		{name: "class changed", old: "spec: {storage: {className: fast}}", spec: "spec: {storage: {className: slow}}", refused: []string{"spec.storage.className", "can not be changed"}},
+		{name: "class given later", update: true, spec: "spec: {storage: {className: slow}}", refused: []string{"spec.storage.className", "can not be changed"}},
+		{name: "retention", spec: "spec: {storage: {retention: {whenScaled: Keep}}}", refused: []string{"spec.storage.retention.whenScaled"}},
+		{name: "retention of deleted", spec: "spec: {storage: {retention: {whenDeleted: Keep}}}", refused: []string{"spec.storage.retention.whenDeleted"}},
+		{name: "memtable", spec: "spec: {limits: {memtableBytes: 1}}", refused: []string{"spec.limits.memtableBytes"}},
+		{name: "segment of odd size", spec: "spec: {limits: {segmentBytes: 2097153}}", refused: []string{"spec.limits.segmentBytes", "multiple"}},
+		{name: "segment too small", spec: "spec: {limits: {segmentBytes: 4096}}", refused: []string{"spec.limits.segmentBytes"}},
+		{name: "log cache", spec: "spec: {limits: {logCacheBytes: 1}}", refused: []string{"spec.limits.logCacheBytes"}},
+		{name: "in flight", spec: "spec: {limits: {inFlightBytes: 1}}", refused: []string{"spec.limits.inFlightBytes"}},
+		{name: "append window", spec: "spec: {limits: {appendWindow: 1025}}", refused: []string{"spec.limits.appendWindow"}},
+		{name: "queries", spec: "spec: {limits: {queries: 65537}}", refused: []string{"spec.limits.queries"}},
+		{name: "disk reserve", spec: "spec: {limits: {diskReserveBytes: 1}}", refused: []string{"spec.limits.diskReserveBytes"}},
+		{name: "snapshot pace", spec: "spec: {limits: {snapshotSendBytesPerSecond: 5}}", refused: []string{"spec.limits.snapshotSendBytesPerSecond"}},
+		{name: "heartbeat too short", spec: "spec: {timing: {heartbeatTimeout: 49ms}}", refused: []string{"spec.timing.heartbeatTimeout", "50ms to 1m"}},
+		{name: "heartbeat too long", spec: "spec: {timing: {heartbeatTimeout: 61s}}", refused: []string{"spec.timing.heartbeatTimeout", "50ms to 1m"}},
+		{name: "heartbeat nonsense", spec: "spec: {timing: {heartbeatTimeout: soon}}", refused: []string{"spec.timing.heartbeatTimeout"}},
+		{name: "heartbeat", spec: "spec: {timing: {heartbeatTimeout: 250ms}}"},
+	}
+}
+
+func TestRules(t *testing.T) {
+	s := newServer(t)
+	for _, c := range ruleCases() {
 		t.Run(c.name, func(t *testing.T) {
 			var old map[string]any
-			if c.old != "" || strings.Contains(c.name, "later") {
+			if c.updates() {
 				var err error
 				if old, err = s.admit(parse(t, c.old), nil); err != nil {
 					t.Fatalf("before: %v", err)
 				}
 			}
 			_, err := s.admit(parse(t, c.spec), old)
-			switch {
-			case len(c.refused) == 0 && err != nil:
-				t.Errorf("refused: %v", err)
-			case len(c.refused) > 0 && err == nil:
-				t.Error("taken")
-			}
-			for _, word := range c.refused {
-				if err != nil && !strings.Contains(err.Error(), word) {
-					t.Errorf("%q does not mention %q", err, word)
-				}
-			}
+			c.judge(t, err)
 		})
 	}
 }
