@@ -261,3 +261,19 @@ func TestAPIServerServesTheNames(t *testing.T) {
 	}
 	t.Logf("Kubernetes %s", version)
 }
+
+// A program that leaves fields of the types as they are gets the same as one who
+// leaves them out of a file.
+func TestAPIServerFillsInDefaultsOfTypes(t *testing.T) {
+	c := newClient(t)
+	shard := &InstrumentShard{ObjectMeta: metav1.ObjectMeta{Name: "futures", Namespace: newNamespace(t, c)}}
+	shard.Spec.Instruments = []string{"IF2501"}
+	if err := c.Create(t.Context(), shard); err != nil {
+		t.Fatal(err)
+	}
+	obj, err := runtime.DefaultUnstructuredConverter.ToUnstructured(get(t, c, shard))
+	if err != nil {
+		t.Fatal(err)
+	}
+	expectDefaults(t, obj)
+}

@@ -90,28 +90,28 @@ type InstrumentShardSpec struct {
 	// Storage says where a member's data lies, and what becomes of it.
 	//
 	// +kubebuilder:default={}
-	Storage StorageSpec `json:"storage,omitempty"`
+	Storage StorageSpec `json:"storage,omitzero"`
 
 	// Limits bound a member's log, memory and calls.
 	//
 	// +kubebuilder:default={}
-	Limits LimitsSpec `json:"limits,omitempty"`
+	Limits LimitsSpec `json:"limits,omitzero"`
 
 	// Timing of elections.
 	//
 	// +kubebuilder:default={}
-	Timing TimingSpec `json:"timing,omitempty"`
+	Timing TimingSpec `json:"timing,omitzero"`
 
 	// Resources of a member's container. Without a memory limit the node takes what
 	// it needs: caches and memtables, about 512 MiB with the default limits.
 	//
 	// +kubebuilder:default={requests: {cpu: "500m", memory: "512Mi"}}
-	Resources corev1.ResourceRequirements `json:"resources,omitempty"`
+	Resources corev1.ResourceRequirements `json:"resources,omitzero"`
 
 	// Scheduling says where members may run.
 	//
 	// +kubebuilder:default={}
-	Scheduling SchedulingSpec `json:"scheduling,omitempty"`
+	Scheduling SchedulingSpec `json:"scheduling,omitzero"`
 
 	// Paused stops the operator from changing anything of the shard. Members go on.
 	Paused bool `json:"paused,omitempty"`
@@ -125,7 +125,7 @@ type StorageSpec struct {
 	// +kubebuilder:default="10Gi"
 	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('1Gi')) >= 0",message="use 1Gi or more: log and ballast take some hundred MiB"
 	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0",message="a volume can not be made smaller; replace the members one by one instead"
-	Size resource.Quantity `json:"size,omitempty"`
+	Size resource.Quantity `json:"size,omitzero"`
 
 	// ClassName is the storage class; the cluster's default when empty. It can not be
 	// changed.
@@ -138,7 +138,7 @@ type StorageSpec struct {
 	// Retention says what becomes of volumes.
 	//
 	// +kubebuilder:default={}
-	Retention RetentionSpec `json:"retention,omitempty"`
+	Retention RetentionSpec `json:"retention,omitzero"`
 }
 
 // RetentionPolicy says what becomes of a volume claim.
@@ -224,7 +224,7 @@ type TimingSpec struct {
 	//
 	// +kubebuilder:default="1s"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('50ms') && duration(self) <= duration('1m')",message="use 50ms to 1m"
-	HeartbeatTimeout metav1.Duration `json:"heartbeatTimeout,omitempty"`
+	HeartbeatTimeout metav1.Duration `json:"heartbeatTimeout,omitzero"`
 }
 
 // SchedulingSpec says where members may run.
