@@ -159,6 +159,9 @@ func (p *pass) runPods(ctx context.Context) error {
 				return err
 			}
 			p.later("member %s starts", m.ID)
+		case !pod.DeletionTimestamp.IsZero():
+			// It still runs, and counts for the quorum, for as long as it is given.
+			p.later("the pod of member %s ends", m.ID)
 		case pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded:
 			if err := p.delete(ctx, pod); err != nil { // such as one that was evicted
 				return err
