@@ -52,7 +52,8 @@ func older(a, b *v1.InstrumentShard) bool {
 
 // bootstrap records the first members, once. A shard whose status is empty
 // although it has volumes has lost its status, and must not be formed again over
-// data that is there.
+// data that is there. Which volumes there are is not left to the cache: what is
+// decided here is decided for good.
 func (p *pass) bootstrap(ctx context.Context) error {
 	st := p.status()
 	if st.NextMember > 0 {
@@ -61,7 +62,14 @@ func (p *pass) bootstrap(ctx context.Context) error {
 		}
 		return nil
 	}
-	if len(p.claims) > 0 {
+	if err := p.observeClaims(ctx, p.r.Uncached); err != nil {
+		return err
+	}
+	switch {
+	case len(p.claims) > 0 && p.claimsEnd():
+		p.later("the volume claims of an earlier shard of this name end")
+		return nil
+	case len(p.claims) > 0:
 		return p.adopt(ctx)
 	}
 	for n := range p.shard.Spec.Replicas {
@@ -69,6 +77,16 @@ func (p *pass) bootstrap(ctx context.Context) error {
 	}
 	st.NextMember = p.shard.Spec.Replicas
 	return p.remember(ctx)
+}
+
+// claimsEnd reports whether every volume claim is about to go.
+func (p *pass) claimsEnd() bool {
+	for _, claim := range p.claims {
+		if claim.DeletionTimestamp.IsZero() {
+			return false
+		}
+	}
+	return true
 }
 
 // adopt makes members of the volumes that there are.
@@ -84,8 +102,11 @@ func (p *pass) adopt(ctx context.Context) error {
 	}
 	p.sortMembers()
 	st.Bootstrapped = true
+	if err := p.remember(ctx); err != nil {
+		return err
+	}
 	p.event(corev1.EventTypeWarning, "Adopted", "the status was empty: %d volumes are taken for the shard's members", len(st.Members))
-	return p.remember(ctx)
+	return nil
 }
 
 func (p *pass) sortMembers() {
@@ -117,7 +138,14 @@ func (p *pass) storage(ctx context.Context) error {
 			p.claims[m.ID], m.ClaimUID, changed = claim, claim.UID, true
 		case m.ClaimUID == "":
 			m.ClaimUID, changed = claim.UID, true
-		case claim == nil || claim.UID != m.ClaimUID || !claim.DeletionTimestamp.IsZero():
+		case !keeps(claim, m):
+			if lost, err := p.lost(ctx, m); err != nil || !lost {
+				p.later("volume claim %s is looked at again", m.ID)
+				if err != nil {
+					return err
+				}
+				continue
+			}
 			m.Role, changed = v1.RoleLost, true
 			p.event(corev1.EventTypeWarning, "MemberLost", "the volume of member %s is gone: another member takes its place", m.ID)
 		case resource.ClaimGrows(p.shard, claim):
@@ -130,6 +158,23 @@ func (p *pass) storage(ctx context.Context) error {
 		return nil
 	}
 	return p.remember(ctx)
+}
+
+// keeps reports whether a claim, nil for none, is the one with a member's data, and
+// will be.
+func keeps(claim *corev1.PersistentVolumeClaim, m *v1.MemberStatus) bool {
+	return claim != nil && claim.UID == m.ClaimUID && claim.DeletionTimestamp.IsZero()
+}
+
+// lost reports whether a member's volume claim is gone, past the cache: a claim
+// that was created a moment ago may not be in it.
+func (p *pass) lost(ctx context.Context, m *v1.MemberStatus) (bool, error) {
+	claim := new(corev1.PersistentVolumeClaim)
+	err := p.r.Uncached.Get(ctx, client.ObjectKey{Namespace: p.shard.Namespace, Name: m.ID}, claim)
+	if apierrors.IsNotFound(err) {
+		return true, nil
+	}
+	return err == nil && !keeps(claim, m), err
 }
 
 func (p *pass) grow(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {

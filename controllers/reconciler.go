@@ -42,6 +42,10 @@ const (
 // Reconciler reconciles InstrumentShards. Its fields must be set before use.
 type Reconciler struct {
 	client.Client
+	// Uncached reads past the Client's cache, which may lag behind what the operator
+	// itself has just written, and behind for each kind of object by another time.
+	// SetupWithManager fills it in.
+	Uncached client.Reader
 	// Defaults for specs that are silent.
 	Defaults resource.Defaults
 	// Namespace that the operator runs in, whose pods may reach storage nodes.
@@ -56,6 +60,9 @@ type Reconciler struct {
 
 // SetupWithManager registers the reconciler for shards and what belongs to them.
 func (r *Reconciler) SetupWithManager(m ctrl.Manager) error {
+	if r.Uncached == nil {
+		r.Uncached = m.GetAPIReader()
+	}
 	return ctrl.NewControllerManagedBy(m).
 		// Its own status is no reason to look again.
 		For(&v1.InstrumentShard{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
@@ -149,23 +156,35 @@ func (p *pass) later(format string, args ...any) {
 
 // observe lists what there is, and asks the shard's leader for its members.
 func (p *pass) observe(ctx context.Context) error {
-	own := []client.ListOption{client.InNamespace(p.shard.Namespace), client.MatchingLabels(resource.ShardLabels(p.shard.Name))}
 	var pods corev1.PodList
-	var claims corev1.PersistentVolumeClaimList
-	if err := p.r.List(ctx, &pods, own...); err != nil {
+	if err := p.r.List(ctx, &pods, p.own()...); err != nil {
 		return err
 	}
-	if err := p.r.List(ctx, &claims, own...); err != nil {
-		return err
-	}
-	p.pods, p.claims = make(map[string]*corev1.Pod), make(map[string]*corev1.PersistentVolumeClaim)
+	p.pods = make(map[string]*corev1.Pod)
 	for i := range pods.Items {
 		p.pods[pods.Items[i].Name] = &pods.Items[i]
 	}
+	if err := p.observeClaims(ctx, p.r); err != nil {
+		return err
+	}
+	return p.ask(ctx)
+}
+
+func (p *pass) observeClaims(ctx context.Context, from client.Reader) error {
+	var claims corev1.PersistentVolumeClaimList
+	if err := from.List(ctx, &claims, p.own()...); err != nil {
+		return err
+	}
+	p.claims = make(map[string]*corev1.PersistentVolumeClaim)
 	for i := range claims.Items {
 		p.claims[claims.Items[i].Name] = &claims.Items[i]
 	}
-	return p.ask(ctx)
+	return nil
+}
+
+// own selects what belongs to the shard.
+func (p *pass) own() []client.ListOption {
+	return []client.ListOption{client.InNamespace(p.shard.Namespace), client.MatchingLabels(resource.ShardLabels(p.shard.Name))}
 }
 
 // ask looks for the leader among the members that have a running pod.
@@ -194,17 +213,15 @@ func (p *pass) ask(ctx context.Context) error {
 	return nil
 }
 
-// hold adds the finalizer.
+// hold adds the finalizer, to the shard as it was read: the answer brings the version
+// that a status is stored over, and an older status must not be.
 func (p *pass) hold(ctx context.Context) error {
 	if slices.Contains(p.shard.Finalizers, Finalizer) {
 		return nil
 	}
 	before := p.shard.DeepCopy()
 	p.shard.Finalizers = append(p.shard.Finalizers, Finalizer)
-	status := p.shard.Status.DeepCopy()
-	err := p.r.Patch(ctx, p.shard, client.MergeFrom(before))
-	p.shard.Status = *status // the answer has the stored one
-	return err
+	return p.r.Patch(ctx, p.shard, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 }
 
 // remember stores the status now, because something is about to be done that must

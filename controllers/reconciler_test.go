@@ -27,7 +27,7 @@ func (w *world) lose(id string) {
 		if isClaim {
 			delete(w.disks, claim.UID)
 		}
-		if err := w.client.Delete(context.Background(), o); err != nil {
+		if err := w.client.Delete(context.Background(), o, client.GracePeriodSeconds(0)); err != nil {
 			w.t.Fatal(err)
 		}
 	}
@@ -127,7 +127,9 @@ func (w *world) expect() {
 	}
 }
 
-func TestShardsConverge(t *testing.T) {
+func TestShardsConverge(t *testing.T) { shardsConverge(t, newWorld) }
+
+func shardsConverge(t *testing.T, newWorld func(*testing.T) *world) {
 	for name, run := range scenarios {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -166,7 +168,9 @@ func TestOlderShardOwnsTheInstrument(t *testing.T) {
 }
 
 // A majority of the volumes is gone: the operator says so and touches nothing.
-func TestQuorumLossIsStatedNotGuessedAt(t *testing.T) {
+func TestQuorumLossIsStatedNotGuessedAt(t *testing.T) { quorumLoss(t, newWorld) }
+
+func quorumLoss(t *testing.T, newWorld func(*testing.T) *world) {
 	w := newWorld(t)
 	w.createShard(3)
 	w.converge()
@@ -182,7 +186,9 @@ func TestQuorumLossIsStatedNotGuessedAt(t *testing.T) {
 	}
 }
 
-func TestPausedShardIsLeftAlone(t *testing.T) {
+func TestPausedShardIsLeftAlone(t *testing.T) { pausedShard(t, newWorld) }
+
+func pausedShard(t *testing.T, newWorld func(*testing.T) *world) {
 	w := newWorld(t)
 	w.createShard(3)
 	w.converge()
@@ -199,7 +205,9 @@ func TestPausedShardIsLeftAlone(t *testing.T) {
 
 // A status that was lost, as with a restored backup, does not lead to a second shard
 // over the first one's data.
-func TestLostStatusFormsNothingAnew(t *testing.T) {
+func TestLostStatusFormsNothingAnew(t *testing.T) { lostStatus(t, newWorld) }
+
+func lostStatus(t *testing.T, newWorld func(*testing.T) *world) {
 	w := newWorld(t)
 	w.createShard(3)
 	w.converge()
@@ -215,7 +223,9 @@ func TestLostStatusFormsNothingAnew(t *testing.T) {
 	}
 }
 
-func TestDeletedShard(t *testing.T) {
+func TestDeletedShard(t *testing.T) { deletedShard(t, newWorld) }
+
+func deletedShard(t *testing.T, newWorld func(*testing.T) *world) {
 	for _, policy := range []v1.RetentionPolicy{v1.RetentionRetain, v1.RetentionDelete} {
 		t.Run(string(policy), func(t *testing.T) {
 			w := newWorld(t)
@@ -231,10 +241,10 @@ func TestDeletedShard(t *testing.T) {
 			}
 			var claims corev1.PersistentVolumeClaimList
 			var pods corev1.PodList
-			if err := w.client.List(context.Background(), &claims); err != nil {
+			if err := w.list(&claims); err != nil {
 				t.Fatal(err)
 			}
-			if err := w.client.List(context.Background(), &pods); err != nil {
+			if err := w.list(&pods); err != nil {
 				t.Fatal(err)
 			}
 			if want := map[v1.RetentionPolicy]int{v1.RetentionRetain: 3, v1.RetentionDelete: 0}[policy]; len(claims.Items) != want || len(pods.Items) != 0 {

@@ -157,5 +157,6 @@ func (p *pass) release(ctx context.Context) error {
 	}
 	before := p.shard.DeepCopy()
 	p.shard.Finalizers = slices.Delete(slices.Clone(p.shard.Finalizers), i, i+1)
-	return client.IgnoreNotFound(p.r.Patch(ctx, p.shard, client.MergeFrom(before)))
+	// Other finalizers, such as one that was added meanwhile, stay.
+	return client.IgnoreNotFound(p.r.Patch(ctx, p.shard, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})))
 }

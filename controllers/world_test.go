@@ -32,9 +32,13 @@ var errStopped = errors.New("the operator is stopped")
 // world is a cluster in miniature: an API server, a kubelet that runs pods, and a
 // shard with the rules of Raft's membership, which notices what must never be done.
 type world struct {
-	t      *testing.T
-	client client.Client
-	name   types.NamespacedName
+	t        *testing.T
+	client   client.WithWatch // the test's
+	operator client.WithWatch // the operator's
+	cache    client.Reader    // what the operator reads, for one that lags; nil: operator
+	name     types.NamespacedName
+	// cluster is what a cluster does before its kubelets do; nil for nothing.
+	cluster func()
 
 	uids     int
 	operates bool // the operator does, and not the test
@@ -53,23 +57,49 @@ type world struct {
 	broken  []string             // what must never be
 }
 
-func newWorld(t *testing.T) *world {
+func newScheme(t *testing.T) *runtime.Scheme {
 	t.Helper()
-	w := &world{
-		t: t, name: types.NamespacedName{Namespace: "trading", Name: "futures"},
-		members: map[string]*storagepb.Member{}, disks: map[types.UID]string{}, patient: map[string]int{}, dead: map[string]bool{},
-	}
 	scheme := runtime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1.AddToScheme(scheme)); err != nil {
 		t.Fatal(err)
 	}
-	c := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&v1.InstrumentShard{}, &corev1.Pod{}).Build()
-	w.client = interceptor.NewClient(c, interceptor.Funcs{
+	return scheme
+}
+
+// newWorld returns a world whose API server is a fake one.
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := emptyWorld(t, "trading")
+	c := fake.NewClientBuilder().WithScheme(newScheme(t)).WithStatusSubresource(&v1.InstrumentShard{}, &corev1.Pod{}).Build()
+	w.client = w.watched(interceptor.NewClient(c, interceptor.Funcs{
 		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
-			if o.GetUID() == "" {
+			made := o.DeepCopyObject().(client.Object) // one that is refused gets no uid
+			if made.GetUID() == "" {
 				w.uids++
-				o.SetUID(types.UID(fmt.Sprintf("uid-%d", w.uids)))
+				made.SetUID(types.UID(fmt.Sprintf("uid-%d", w.uids)))
 			}
+			if err := c.Create(ctx, made, opts...); err != nil {
+				return err
+			}
+			return c.Get(ctx, client.ObjectKeyFromObject(made), o)
+		},
+	}))
+	w.operator = w.client
+	return w
+}
+
+func emptyWorld(t *testing.T, namespace string) *world {
+	return &world{
+		t: t, name: types.NamespacedName{Namespace: namespace, Name: "futures"},
+		members: map[string]*storagepb.Member{}, disks: map[types.UID]string{}, patient: map[string]int{}, dead: map[string]bool{},
+	}
+}
+
+// watched returns a client whose writes are counted and judged while the operator
+// uses it.
+func (w *world) watched(c client.WithWatch) client.WithWatch {
+	return interceptor.NewClient(c, interceptor.Funcs{
+		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
 			return w.write(c.Create(ctx, o, opts...))
 		},
 		Update: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.UpdateOption) error {
@@ -86,7 +116,6 @@ func newWorld(t *testing.T) *world {
 			return w.write(c.SubResource(sub).Update(ctx, o, opts...))
 		},
 	})
-	return w
 }
 
 // write counts a write of the operator's, and stops it after the chosen one.
@@ -120,8 +149,8 @@ func (w *world) mayDelete(o client.Object) {
 		if m == nil || !m.Voter || !w.shard().DeletionTimestamp.IsZero() || len(w.members) == 1 {
 			return
 		}
-		if running := w.running(); slices.Contains(running, o.Name) && len(running)-1 < w.quorum() {
-			w.violation("the pod of %s is deleted: %d of %d voters run", o.Name, len(running), w.voters())
+		if staying := w.staying(); slices.Contains(staying, o.Name) && len(staying)-1 < w.quorum() {
+			w.violation("the pod of %s is deleted: %d of %d voters run and are not ending", o.Name, len(staying), w.voters())
 		}
 		if o.Name == w.leader {
 			w.violation("the leader's pod is deleted")
@@ -140,12 +169,19 @@ func (w *world) voters() (n int) {
 
 func (w *world) quorum() int { return w.voters()/2 + 1 }
 
-// running returns the voters whose pod runs.
-func (w *world) running() (ids []string) {
+// running returns the voters whose pod runs, which it does until it is gone.
+func (w *world) running() []string { return w.votersThat(func(*corev1.Pod) bool { return true }) }
+
+// staying returns those that are not about to end.
+func (w *world) staying() []string {
+	return w.votersThat(func(pod *corev1.Pod) bool { return pod.DeletionTimestamp.IsZero() })
+}
+
+func (w *world) votersThat(also func(*corev1.Pod) bool) (ids []string) {
 	for id, m := range w.members {
 		pod := new(corev1.Pod)
 		err := w.client.Get(context.Background(), types.NamespacedName{Namespace: w.name.Namespace, Name: id}, pod)
-		if m.Voter && err == nil && pod.Status.Phase == corev1.PodRunning {
+		if m.Voter && err == nil && pod.Status.Phase == corev1.PodRunning && also(pod) {
 			ids = append(ids, id)
 		}
 	}
@@ -164,15 +200,18 @@ func (w *world) shard() *v1.InstrumentShard {
 // kubelet lets pods run whose volume is there, and ends those without.
 func (w *world) kubelet() {
 	w.t.Helper()
+	if w.cluster != nil {
+		w.cluster()
+	}
 	var pods corev1.PodList
-	if err := w.client.List(context.Background(), &pods); err != nil {
+	if err := w.list(&pods); err != nil {
 		w.t.Fatal(err)
 	}
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		claim := new(corev1.PersistentVolumeClaim)
 		err := w.client.Get(context.Background(), client.ObjectKeyFromObject(pod), claim)
-		if err != nil || w.dead[pod.Name] || pod.Status.Phase == corev1.PodRunning {
+		if err != nil || !claim.DeletionTimestamp.IsZero() || w.dead[pod.Name] || pod.Status.Phase == corev1.PodRunning {
 			continue
 		}
 		w.start(pod, claim)
@@ -311,9 +350,33 @@ func (w *world) Close() error { return nil }
 
 func (w *world) reconciler() *Reconciler {
 	return &Reconciler{
-		Client: w.client, Defaults: built.Defaults{Image: "countinghouse:test"}, Namespace: "countinghouse-system",
+		Client: w.lagging(), Uncached: w.operator, Defaults: built.Defaults{Image: "countinghouse:test"}, Namespace: "countinghouse-system",
 		Dial: func(m *storage.Map) (Admin, error) { return w, m.Check() },
 	}
+}
+
+// lagging returns the operator's client, which reads from the cache.
+func (w *world) lagging() client.Client {
+	if w.cache == nil {
+		return w.operator
+	}
+	return interceptor.NewClient(w.operator, interceptor.Funcs{
+		Get: func(ctx context.Context, _ client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+			return w.cache.Get(ctx, key, o, opts...)
+		},
+		List: func(ctx context.Context, _ client.WithWatch, l client.ObjectList, opts ...client.ListOption) error {
+			return w.cache.List(ctx, l, opts...)
+		},
+	})
+}
+
+// reconcile lets the operator have one look, and returns what it says.
+func (w *world) reconcile() error {
+	r := w.reconciler() // as if it was started anew
+	w.operates = true
+	defer func() { w.operates = false }()
+	_, err := r.Reconcile(context.Background(), ctrl.Request{NamespacedName: w.name})
+	return err
 }
 
 // converge reconciles and lets pods run until nothing changes any more.
@@ -322,11 +385,7 @@ func (w *world) converge() {
 	quiet := 0
 	for range 400 {
 		before := w.writes
-		r := w.reconciler() // as if it was started anew
-		w.operates = true
-		_, err := r.Reconcile(context.Background(), ctrl.Request{NamespacedName: w.name})
-		w.operates = false
-		if err != nil && !errors.Is(err, errStopped) {
+		if err := w.reconcile(); err != nil && !errors.Is(err, errStopped) {
 			w.t.Fatal(err)
 		}
 		w.kubelet()
@@ -363,6 +422,11 @@ func (w *world) createShard(replicas int32) {
 	}
 }
 
+// list reads what there is in the shard's namespace.
+func (w *world) list(into client.ObjectList) error {
+	return w.client.List(context.Background(), into, client.InNamespace(w.name.Namespace))
+}
+
 // place describes where the shard has come to.
 func (w *world) place() string {
 	w.t.Helper()
@@ -378,7 +442,7 @@ func (w *world) place() string {
 	sort.Strings(ids)
 	var claims corev1.PersistentVolumeClaimList
 	var pods corev1.PodList
-	if err := errors.Join(w.client.List(context.Background(), &claims), w.client.List(context.Background(), &pods)); err != nil {
+	if err := errors.Join(w.list(&claims), w.list(&pods)); err != nil {
 		w.t.Fatal(err)
 	}
 	fmt.Fprintf(&b, "raft %v next %d owned %v\n", ids, s.Status.NextMember, w.owned)
