@@ -25,7 +25,7 @@ test: kube ## run every test that needs no cluster, with the race detector where
 	$(GO) test -timeout 2m ./storagenode/stablestore
 	$(GO) test -timeout 2m -run TestTenThousand ./storagenode
 	$(GO) test -timeout 5m -run TestOperatorStopped ./controllers
-	$(GO) test -timeout 5m -run APIServer ./api/v1
+	$(GO) test -timeout 5m -run APIServer ./api/v1 ./controllers
 
 kube: ## the Kubernetes API server and etcd that tests run against, from Go modules (minutes the first time)
 	$(GO) run ./internal/apiserver/build
