@@ -38,8 +38,8 @@ func (p *pass) surroundings(ctx context.Context) error {
 	return nil
 }
 
-// apply makes an object what was built, unless it is that already. have is an empty
-// object of the same type.
+// apply makes an object what was built, unless it is that already or somebody
+// else's. have is an empty object of the same type.
 func (p *pass) apply(ctx context.Context, want, have client.Object) error {
 	b, err := json.Marshal(want)
 	if err != nil {
@@ -59,6 +59,10 @@ func (p *pass) apply(ctx context.Context, want, have client.Object) error {
 		return err
 	case err != nil || have.GetAnnotations()[annotationBuilt] == built:
 		return err
+	}
+	if have.GetLabels()[resource.LabelShard] != p.shard.Name {
+		p.later("%T %s is there already and not the shard's: rename one of them", have, have.GetName())
+		return nil
 	}
 	want.SetResourceVersion(have.GetResourceVersion())
 	if service, ok := want.(*corev1.Service); ok {
