@@ -17,7 +17,8 @@ import (
 // cluster name the same, the older has it.
 func (p *pass) accept(ctx context.Context) error {
 	var all v1.InstrumentShardList
-	if err := p.r.List(ctx, &all, client.InNamespace(p.shard.Namespace)); err != nil {
+	// All shards are read for each: not copied, and not changed.
+	if err := p.r.List(ctx, &all, client.InNamespace(p.shard.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return err
 	}
 	owner := make(map[string]string)
