@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -15,7 +13,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/countinghouse/countinghouse/record"
@@ -65,19 +62,6 @@ type Client struct {
 	shards map[string]*shard
 }
 
-// shard holds the connections to one Raft group.
-type shard struct {
-	cluster string
-	def     *Shard
-
-	mu      sync.Mutex
-	conns   map[string]*grpc.ClientConn // by address
-	leader  string                      // address of the last known leader, or empty
-	next    int                         // member that is asked next when no leader is known
-	closed  bool
-	options []grpc.DialOption
-}
-
 // ErrClosed is returned by every call after Close.
 var ErrClosed = errors.New("client is closed")
 
@@ -91,10 +75,7 @@ func New(m *Map, o Options) (*Client, error) {
 	setDefault(&o.RetryPauseMax, defaultRetryPauseMax)
 	c := &Client{m: m, o: o, shards: make(map[string]*shard, len(m.Shards))}
 	for i := range m.Shards {
-		c.shards[m.Shards[i].Name] = &shard{
-			cluster: m.Cluster, def: &m.Shards[i],
-			conns: make(map[string]*grpc.ClientConn), options: dialOptions(o),
-		}
+		c.shards[m.Shards[i].Name] = newShard(m.Cluster, &m.Shards[i], dialOptions(o))
 	}
 	return c, nil
 }
@@ -120,8 +101,37 @@ func dialOptions(o Options) []grpc.DialOption {
 	return append(options, o.Dial...)
 }
 
-// Map returns the shard map.
+// Map returns the shard map that New was given. Its members are those of that
+// time; see Members.
 func (c *Client) Map() *Map { return c.m }
+
+// Members returns a shard's present members, nil for a shard that is not in the
+// map. The caller may change the slice.
+func (c *Client) Members(shardName string) []Member {
+	s, ok := c.shards[shardName]
+	if !ok {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.members)
+}
+
+// SetMembers replaces a shard's members while the client is in use. Calls and
+// streams that are under way go on; the next attempt of each, and every further
+// call, goes to one of these members. The connection to a member that is gone is
+// closed once no call uses it. An error leaves the members as they are.
+func (c *Client) SetMembers(shardName string, members []Member) error {
+	s, err := c.shardByName(shardName)
+	if err != nil {
+		return err
+	}
+	def := Shard{Name: shardName, Members: slices.Clone(members)}
+	if err := def.checkMembers(make(map[string]bool), make(map[string]bool)); err != nil {
+		return err
+	}
+	return s.setMembers(def.Members)
+}
 
 // Close ends all connections and every call that uses them.
 func (c *Client) Close() error {
@@ -129,18 +139,6 @@ func (c *Client) Close() error {
 	for _, s := range c.shards {
 		errs = append(errs, s.close())
 	}
-	return errors.Join(errs...)
-}
-
-func (s *shard) close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	var errs []error
-	for _, conn := range s.conns {
-		errs = append(errs, conn.Close())
-	}
-	clear(s.conns)
 	return errors.Join(errs...)
 }
 
@@ -160,71 +158,6 @@ func (c *Client) shardOf(sym record.Symbol) (*shard, error) {
 	return nil, fmt.Errorf("no shard of cluster %s owns instrument %s: add it to the shard map", c.m.Cluster, sym)
 }
 
-// outgoing adds to ctx what tells a node that the call is meant for it.
-func (s *shard) outgoing(ctx context.Context) context.Context {
-	return metadata.AppendToOutgoingContext(ctx, ClusterKey, s.cluster, ShardKey, s.def.Name)
-}
-
-// conn returns the connection to an address, which it makes when there is none.
-// Addresses come from the map and from the nodes' own hints; a hint outside the
-// map is used as well, since members move.
-func (s *shard) conn(address string) (*grpc.ClientConn, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return nil, ErrClosed
-	}
-	if conn, ok := s.conns[address]; ok {
-		return conn, nil
-	}
-	conn, err := grpc.NewClient(passthrough+address, s.options...)
-	if err != nil {
-		return nil, fmt.Errorf("shard %s: connect to %s: %w", s.def.Name, address, err)
-	}
-	s.conns[address] = conn
-	return conn, nil
-}
-
-// passthrough keeps grpc-go from resolving addresses itself: the dialler does it.
-const passthrough = "passthrough:///"
-
-// addressOf returns the address that conn was made for.
-func addressOf(conn *grpc.ClientConn) string { return strings.TrimPrefix(conn.Target(), passthrough) }
-
-// candidate returns the address to ask next: the leader where one is known,
-// else each member in turn.
-func (s *shard) candidate() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.leader != "" {
-		return s.leader
-	}
-	address := s.def.Members[s.next%len(s.def.Members)].Address
-	s.next++
-	return address
-}
-
-// confirm notes that address has answered as the leader.
-func (s *shard) confirm(address string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.leader = address
-}
-
-// doubt notes that address did not answer as the leader, and whom it named
-// instead. A hint that names the same address is none.
-func (s *shard) doubt(address string, err error) {
-	hint := ""
-	if r := refusal.FromError(err); r != nil && errors.Is(r, refusal.ErrNotLeader) && r.LeaderAddress != address {
-		hint = r.LeaderAddress
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if hint != "" || s.leader == address {
-		s.leader = hint
-	}
-}
-
 // onLeader runs call on the shard's leader, again and elsewhere as long as its
 // error can pass and ctx lasts. Call must be safe to repeat.
 func (c *Client) onLeader(ctx context.Context, s *shard, call func(context.Context, *grpc.ClientConn) error) error {
@@ -232,11 +165,8 @@ func (c *Client) onLeader(ctx context.Context, s *shard, call func(context.Conte
 	var last answers
 	for {
 		address := s.candidate()
-		conn, err := s.conn(address)
-		if err != nil {
-			return err
-		}
-		if err = call(s.outgoing(ctx), conn); err == nil {
+		err := s.on(ctx, address, call)
+		if err == nil {
 			s.confirm(address)
 			return nil
 		}
@@ -277,15 +207,12 @@ func (c *Client) onMember(ctx context.Context, shardName, id string, call func(c
 	if err != nil {
 		return err
 	}
-	member := s.def.Member(id)
+	present := Shard{Members: c.Members(shardName)}
+	member := present.Member(id)
 	if member == nil {
-		return fmt.Errorf("no member %q in shard %s; it has %v", id, shardName, memberIDs(s.def))
+		return fmt.Errorf("no member %q in shard %s; it has %v", id, shardName, memberIDs(&present))
 	}
-	conn, err := s.conn(member.Address)
-	if err != nil {
-		return err
-	}
-	if err := call(s.outgoing(ctx), conn); err != nil {
+	if err := s.on(ctx, member.Address, call); err != nil {
 		return fmt.Errorf("shard %s, member %s: %w", shardName, id, typed(err))
 	}
 	return nil

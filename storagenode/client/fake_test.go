@@ -52,29 +52,48 @@ var testSymbol = record.MustSymbol("IF2501")
 func startGroup(t *testing.T, n int) (*group, []*fake, *Client) {
 	t.Helper()
 	g := &group{grown: make(chan struct{})}
-	def := Shard{Name: "s1", Instruments: []string{"IF2501"}}
 	fakes := make([]*fake, n)
 	for i := range fakes {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		f := &fake{g: g, id: string(rune('a' + i)), address: l.Addr().String(), server: grpc.NewServer()}
-		storagepb.RegisterIngestServer(f.server, f)
-		storagepb.RegisterQueryServer(f.server, f)
-		storagepb.RegisterAdminServer(f.server, f)
-		go f.server.Serve(l)
-		t.Cleanup(f.server.Stop)
-		fakes[i] = f
-		def.Members = append(def.Members, Member{ID: f.id, Address: f.address})
+		fakes[i] = g.start(t, string(rune('a'+i)), "127.0.0.1:0")
 	}
 	g.leader = fakes[0]
+	return g, fakes, dialGroup(t, members(fakes...))
+}
+
+// start starts a node that listens on an address.
+func (g *group) start(t *testing.T, id, address string) *fake {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fake{g: g, id: id, address: l.Addr().String(), server: grpc.NewServer()}
+	storagepb.RegisterIngestServer(f.server, f)
+	storagepb.RegisterQueryServer(f.server, f)
+	storagepb.RegisterAdminServer(f.server, f)
+	go f.server.Serve(l)
+	t.Cleanup(f.server.Stop)
+	return f
+}
+
+func members(fakes ...*fake) []Member {
+	out := make([]Member, len(fakes))
+	for i, f := range fakes {
+		out[i] = Member{ID: f.id, Address: f.address}
+	}
+	return out
+}
+
+// dialGroup returns a client of the shard s1, which has IF2501.
+func dialGroup(t *testing.T, members []Member) *Client {
+	t.Helper()
+	def := Shard{Name: "s1", Instruments: []string{"IF2501"}, Members: members}
 	c, err := New(&Map{Cluster: "test", Shards: []Shard{def}}, Options{AttemptTimeout: testAttempt, RetryPauseMin: 1, RetryPauseMax: testAttempt / 10})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	return g, fakes, c
+	return c
 }
 
 func (g *group) lead(f *fake) {

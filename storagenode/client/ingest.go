@@ -102,7 +102,9 @@ func (c *Client) Append(ctx context.Context, shardName string) (*Appender, error
 		}
 		var err error
 		a.address = addressOf(conn)
-		a.stream, err = storagepb.NewIngestClient(conn).Append(ctx)
+		if a.stream, err = storagepb.NewIngestClient(conn).Append(ctx); err == nil {
+			s.hold(ctx, a.address)
+		}
 		return err
 	})
 	if err != nil {
@@ -147,6 +149,7 @@ func (a *Appender) Send(batch []byte) error {
 func (a *Appender) Recv() (Ack, error) {
 	answer, err := a.stream.Recv()
 	if err != nil {
+		a.cancel()
 		a.shard.doubt(a.address, err)
 		return Ack{}, typed(err)
 	}
