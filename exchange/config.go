@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -52,6 +53,10 @@ type Config struct {
 	Delivery Delivery
 	// Client tunes the connections to the storage nodes.
 	Client client.Options
+	// Follow, if set, is called in a goroutine of its own as soon as there is a
+	// client, and may change its members until ctx ends, when the exchange does; it
+	// must return then.
+	Follow func(ctx context.Context, c *client.Client)
 
 	// Init declares the first start of a cluster, which nothing is stored of:
 	// it may then start without its storage. It has no effect on an outbox that

@@ -74,6 +74,9 @@ func Open(ctx context.Context, config Config) (*Exchange, error) {
 	}
 	x := &Exchange{config: config, client: c, failed: make(chan struct{})}
 	x.alive, x.end = context.WithCancel(context.Background())
+	if config.Follow != nil {
+		x.background.Go(func() { config.Follow(x.alive, c) })
+	}
 	if x.known, err = loadState(config.OutboxDir, config.Shards.Cluster); err == nil {
 		err = x.known.whole(config.OutboxDir)
 	}

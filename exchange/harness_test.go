@@ -36,6 +36,11 @@ func testShards(replicas int) []localcluster.Shard {
 // startStorage starts storage nodes that elect fast, and waits for leaders.
 func startStorage(t *testing.T, replicas int, args ...string) *localcluster.Cluster {
 	t.Helper()
+	return startShards(t, testShards(replicas), args...)
+}
+
+func startShards(t *testing.T, shards []localcluster.Shard, args ...string) *localcluster.Cluster {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -46,7 +51,7 @@ func startStorage(t *testing.T, replicas int, args ...string) *localcluster.Clus
 			"--heartbeat-timeout", "500ms", "--ballast-bytes", "-1", "--disk-reserve-bytes", "-1",
 			"--segment-bytes", "4194304", "--log-cache-bytes", "8388608",
 		}, args...),
-		Shards: testShards(replicas),
+		Shards: shards,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -24,6 +24,9 @@ const (
 	// claimTimeout is how long a claim waits for an answer before its error is
 	// noted, and it tries again.
 	claimTimeout = 5 * time.Second
+	// notOwnedPause is how long a start waits before it asks a shard again that does
+	// not know one of its instruments yet.
+	notOwnedPause = 50 * time.Millisecond
 )
 
 // lastIncarnation returns the highest one that is known of.
@@ -138,7 +141,7 @@ func openAll(ctx context.Context, c *client.Client, incarnation uint64) (
 		for _, name := range shard.Instruments {
 			g.Go(func() error {
 				sym := record.MustSymbol(name)
-				res, err := c.OpenStream(ctx, sym, subscriber.Epoch(incarnation, 0))
+				res, err := openOwned(ctx, c, sym, subscriber.Epoch(incarnation, 0))
 				mu.Lock()
 				defer mu.Unlock()
 				if err == nil {
@@ -154,6 +157,28 @@ func openAll(ctx context.Context, c *client.Client, incarnation uint64) (
 	}
 	err = g.Wait()
 	return opened, other, err
+}
+
+// openOwned opens a stream. A shard that does not own it is being formed and will
+// be told its instruments, or the shard map is wrong: it is asked until ctx ends.
+func openOwned(ctx context.Context, c *client.Client, sym record.Symbol, epoch uint64) (client.OpenResult, error) {
+	var refused error
+	for {
+		res, err := c.OpenStream(ctx, sym, epoch)
+		switch {
+		case errors.Is(err, refusal.ErrNotOwner):
+			refused = err
+		case ctx.Err() != nil && refused != nil:
+			return res, refused
+		default:
+			return res, err
+		}
+		select {
+		case <-ctx.Done():
+			return res, refused
+		case <-time.After(notOwnedPause):
+		}
+	}
 }
 
 // deliverRest delivers what an outbox holds that is behind the stores, which hold

@@ -276,6 +276,75 @@ func TestStartInFrontOfFullDisks(t *testing.T) {
 	mustRefuse(t, config, ErrStores, "fence", "below the reserve")
 }
 
+// A shard that has not been told all of its instruments, as one that is being
+// formed, is waited for.
+func TestShardLearnsItsInstrumentsDuringAStart(t *testing.T) {
+	shards := testShards(1)
+	whole := shards[1].Instruments
+	shards[1].Instruments = whole[:1]
+	storage := startShards(t, shards)
+	m := storage.Map()
+	m.Shards[1].Instruments = whole
+	config := testConfig(t, m)
+	config.StorageWait = 300 * time.Millisecond
+	mustRefuse(t, config, ErrStores, "fence", whole[1], "not on this shard's list")
+	c, err := client.New(m, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var assigning sync.WaitGroup
+	config = testConfig(t, m)
+	asked := false
+	config.Progress = func(p Progress) { // the first of them, in the middle of the start
+		if !asked {
+			asked = true
+			assigning.Go(func() {
+				if _, err := c.AssignInstruments(bounded(t), "s2", whole); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	x := open(t, config)
+	assigning.Wait()
+	if !x.Recovery().Fenced {
+		t.Errorf("%+v", x.Recovery())
+	}
+	fund(t, x)
+	mustRebuild(t, m, closeDrained(t, x))
+}
+
+// What Follow makes of the client holds for the delivery: here nobody runs the
+// members that the map begins with.
+func TestFollowGivesTheMembers(t *testing.T) {
+	storage := startStorage(t, 1)
+	there := storage.Map()
+	m := storage.Map()
+	for i := range m.Shards {
+		m.Shards[i].Members = []client.Member{{ID: m.Shards[i].Name + "-gone", Address: fmt.Sprintf("127.0.0.1:%d", i+1)}}
+	}
+	config := testConfig(t, m)
+	ended := make(chan struct{})
+	config.Follow = func(ctx context.Context, c *client.Client) {
+		defer close(ended)
+		for _, s := range there.Shards {
+			if err := c.SetMembers(s.Name, s.Members); err != nil {
+				t.Error(err)
+			}
+		}
+		<-ctx.Done()
+	}
+	x := open(t, config)
+	fund(t, x)
+	mustRebuild(t, there, closeDrained(t, x))
+	select {
+	case <-ended:
+	default:
+		t.Error("Close returns before Follow does")
+	}
+}
+
 // Two exchanges that started without the stores meet when these come: one
 // delivers, the other one stops before it has written anything.
 func TestTwoStartsWithoutStorage(t *testing.T) {

@@ -57,6 +57,8 @@ type Options struct {
 	// BookPause is the least time between two updates of one Books stream.
 	// Default 1 ms.
 	BookPause time.Duration
+	// Metrics are served beside the server's own, from New on.
+	Metrics []prometheus.Collector
 }
 
 func (o *Options) complete() error {
@@ -127,6 +129,11 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{options: o, metrics: newMetrics(), stopping: make(chan struct{}), health: health.NewServer()}
 	s.registry = s.newRegistry()
+	for _, c := range o.Metrics {
+		if err := s.registry.Register(c); err != nil {
+			return nil, fmt.Errorf("exchange server: %w", err)
+		}
+	}
 	s.grpc = grpc.NewServer(
 		grpc.MaxConcurrentStreams(uint32(o.ConnectionStreamsMax)),
 		grpc.MaxRecvMsgSize(o.MessageBytesMax),
