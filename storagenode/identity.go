@@ -2,6 +2,7 @@ package storagenode
 
 import (
 	"context"
+	"strconv"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -18,6 +19,7 @@ const guardedPrefix = "/countinghouse.storage.v1."
 // when an address was given to another node.
 type identityGuard struct {
 	cluster, shard, id string
+	generation         func() uint64
 }
 
 func (g identityGuard) check(ctx context.Context, method string) error {
@@ -34,6 +36,25 @@ func (g identityGuard) check(ctx context.Context, method string) error {
 			return refusal.New(storagepb.Code_CODE_WRONG_CLUSTER, "the call has no metadata %q; member %s expects %q", m.key, g.id, m.want)
 		case got[0] != m.want:
 			return refusal.New(storagepb.Code_CODE_WRONG_CLUSTER, "%s is %q, but member %s belongs to %q: correct the address or the name", m.key, got[0], g.id, m.want)
+		}
+	}
+	if method == storagepb.Admin_Status_FullMethodName {
+		return nil // so that it can be seen
+	}
+	return g.checkGeneration(md)
+}
+
+// checkGeneration refuses a caller who has met the shard after a recovery that has
+// given this member up.
+func (g identityGuard) checkGeneration(md metadata.MD) error {
+	for _, v := range md.Get(replica.MetadataGeneration) {
+		theirs, err := strconv.ParseUint(v, 10, 64)
+		if err != nil {
+			return refusal.New(storagepb.Code_CODE_INVALID, "metadata %q: %q is no number", replica.MetadataGeneration, v)
+		}
+		if own := g.generation(); own < theirs {
+			return refusal.New(storagepb.Code_CODE_GIVEN_UP, "member %s is of generation %d of shard %s, which was recovered without it and is in generation %d",
+				g.id, own, g.shard, theirs)
 		}
 	}
 	return nil

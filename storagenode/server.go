@@ -123,7 +123,7 @@ func New(r *replica.Replica, o Options) *Server {
 }
 
 func (s *Server) serverOptions() []grpc.ServerOption {
-	guard := identityGuard{cluster: s.replica.Cluster(), shard: s.replica.Shard(), id: s.replica.ID()}
+	guard := identityGuard{cluster: s.replica.Cluster(), shard: s.replica.Shard(), id: s.replica.ID(), generation: s.replica.Generation}
 	return []grpc.ServerOption{
 		grpc.InitialWindowSize(windowBytes),
 		grpc.InitialConnWindowSize(windowBytes),

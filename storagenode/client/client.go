@@ -24,6 +24,9 @@ import (
 const (
 	ClusterKey = "countinghouse-cluster"
 	ShardKey   = "countinghouse-shard"
+	// GenerationKey holds the highest generation of the shard that the client has met:
+	// a member that a recovery from a lost quorum has given up refuses the call.
+	GenerationKey = "countinghouse-generation"
 )
 
 // Options tune a Client. The zero value of a field takes its default.

@@ -124,7 +124,7 @@ func (c *Client) askForLeader(ctx context.Context, s *shard, conn *grpc.ClientCo
 		return err
 	}
 	if st.State == StateLeader {
-		return nil
+		return s.met(st)
 	}
 	r := refusal.New(storagepb.Code_CODE_NOT_LEADER, "%s does not lead shard %s", st.Id, s.def.Name)
 	r.LeaderID, r.LeaderAddress, r.Term = st.LeaderId, st.LeaderAddress, st.Term

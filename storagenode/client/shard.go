@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/countinghouse/countinghouse/storagenode/refusal"
+	"github.com/countinghouse/countinghouse/storagenode/storagepb"
 )
 
 // shard holds the connections to one Raft group. What does not change is def's
@@ -20,6 +23,8 @@ type shard struct {
 	cluster string
 	def     *Shard
 	options []grpc.DialOption
+
+	generation atomic.Uint64 // the highest that a leader has named
 
 	mu      sync.Mutex
 	members []Member         // never empty
@@ -86,7 +91,32 @@ func (s *shard) sweep() {
 
 // outgoing adds to ctx what tells a node that the call is meant for it.
 func (s *shard) outgoing(ctx context.Context) context.Context {
-	return metadata.AppendToOutgoingContext(ctx, ClusterKey, s.cluster, ShardKey, s.def.Name)
+	ctx = metadata.AppendToOutgoingContext(ctx, ClusterKey, s.cluster, ShardKey, s.def.Name)
+	if g := s.generation.Load(); g > 0 {
+		ctx = WithGeneration(ctx, g)
+	}
+	return ctx
+}
+
+// WithGeneration returns a context whose calls name the generation of a shard that
+// the caller has met.
+func WithGeneration(ctx context.Context, generation uint64) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, GenerationKey, strconv.FormatUint(generation, 10))
+}
+
+// met notes the generation of a member that leads, and refuses one of an earlier
+// generation than the client has met: members that a recovery has given up.
+func (s *shard) met(st *storagepb.StatusResponse) error {
+	for {
+		highest := s.generation.Load()
+		switch {
+		case st.Generation < highest:
+			return refusal.New(storagepb.Code_CODE_GIVEN_UP, "%s leads generation %d of shard %s, which was recovered without it and is in generation %d",
+				st.Id, st.Generation, s.def.Name, highest)
+		case st.Generation == highest || s.generation.CompareAndSwap(highest, st.Generation):
+			return nil
+		}
+	}
 }
 
 // on runs call on the connection to an address.

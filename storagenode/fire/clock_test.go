@@ -21,6 +21,8 @@ var wallTime = map[string]string{
 	"replica/transport_convert.go entriesToProto":   "the same",
 	"replica/transport_convert.go entriesFromProto": "the same",
 	"replica/identity.go writeIdentity":             "a date for people",
+	"replica/recovery.go Replica.planRecovery":      "the same",
+	"replica/recovery.go Recovery.proto":            "the same",
 	"replica/snapshots.go snapshotStore.id":         "never falls: it is at least one more than the one before",
 }
 

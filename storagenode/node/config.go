@@ -33,6 +33,7 @@ type Config struct {
 	Peers       []string // id=host:port
 	Instruments []string
 	Join        bool
+	Recover     string // token
 	LogStore    string
 
 	HeartbeatTimeout time.Duration
@@ -80,6 +81,7 @@ func (c *Config) Bind(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&c.Peers, "peers", nil, "the shard's first voters, this one among them, as id=host:port,...; used once, when the data directory is empty")
 	fs.StringSliceVar(&c.Instruments, "instruments", nil, "instruments that the shard owns from the beginning; used once")
 	fs.BoolVar(&c.Join, "join", false, "start empty and wait to be added to the shard as a learner")
+	fs.StringVar(&c.Recover, "recover", "", "make this member its shard's only voter, with what it holds, once for each token given here: for a shard that has lost its quorum for good; what the others acknowledged without this member is lost")
 	fs.StringVar(&c.LogStore, "log-store", string(replica.LogStoreWAL), "Raft log: wal or boltdb")
 	c.bindTimeouts(fs)
 	c.bindBounds(fs)
@@ -145,6 +147,11 @@ func (c *Config) Validate() error {
 	if c.Join && len(c.Peers) > 0 {
 		bad("join", "excludes --peers: a joining node learns the members from the shard")
 	}
+	if c.Recover != "" {
+		if err := replica.CheckToken(c.Recover); err != nil {
+			bad("recover", "%v", err)
+		}
+	}
 	if c.LogStore != string(replica.LogStoreWAL) && c.LogStore != string(replica.LogStoreBolt) {
 		bad("log-store", "%q is unknown: use wal or boltdb", c.LogStore)
 	}
@@ -205,7 +212,7 @@ func (c *Config) replicaConfig(address string) (replica.Config, error) {
 	}
 	out := replica.Config{
 		Cluster: c.Cluster, Shard: c.Shard, ID: c.ID, Address: address, DataDir: c.DataDir,
-		Peers: peers, Join: c.Join, Instruments: instruments, LogStore: replica.LogStore(c.LogStore),
+		Peers: peers, Join: c.Join, Recover: c.Recover, Instruments: instruments, LogStore: replica.LogStore(c.LogStore),
 		HeartbeatTimeout: c.HeartbeatTimeout, ElectionTimeout: c.ElectionTimeout,
 		LeaderLease: c.LeaderLease, CommitTimeout: c.CommitTimeout, HungDiskTimeout: c.HungDiskTimeout,
 		SnapshotEntries: c.SnapshotEntries, SnapshotBytes: c.SnapshotBytes, TrailingEntries: c.TrailingEntries,

@@ -51,6 +51,7 @@ var (
 	ErrOverloaded     = &Error{Code: storagepb.Code_CODE_OVERLOADED, Message: "overloaded"}
 	ErrUnavailable    = &Error{Code: storagepb.Code_CODE_UNAVAILABLE, Message: "unavailable"}
 	ErrNotFound       = &Error{Code: storagepb.Code_CODE_NOT_FOUND, Message: "not found"}
+	ErrGivenUp        = &Error{Code: storagepb.Code_CODE_GIVEN_UP, Message: "given up"}
 )
 
 // grpcCodes maps every refusal to the gRPC code a generic client understands.
@@ -68,6 +69,7 @@ var grpcCodes = map[storagepb.Code]codes.Code{
 	storagepb.Code_CODE_OVERLOADED:      codes.ResourceExhausted,
 	storagepb.Code_CODE_UNAVAILABLE:     codes.Unavailable,
 	storagepb.Code_CODE_NOT_FOUND:       codes.NotFound,
+	storagepb.Code_CODE_GIVEN_UP:        codes.FailedPrecondition,
 }
 
 // retryable holds the codes after which the same bytes, sent again later or to
@@ -77,6 +79,7 @@ var retryable = map[storagepb.Code]bool{
 	storagepb.Code_CODE_DISK_FULL:   true,
 	storagepb.Code_CODE_OVERLOADED:  true,
 	storagepb.Code_CODE_UNAVAILABLE: true,
+	storagepb.Code_CODE_GIVEN_UP:    true, // by another member
 }
 
 // Retryable reports whether the same request can succeed later or elsewhere.

@@ -67,6 +67,10 @@ type Config struct {
 	Peers []Peer
 	// Join starts an empty node that waits until the shard adds it as a learner.
 	Join bool
+	// Recover, if not empty, makes the member its shard's only voter, with what it
+	// holds, once for each token: for a shard that has lost its quorum for good. It
+	// gives the other members up, and what they acknowledged without this one.
+	Recover string
 	// Instruments are owned from the beginning: the shard's first leader
 	// proposes them while the shard owns none.
 	Instruments []record.Symbol
@@ -193,6 +197,11 @@ func (c *Config) Validate() error {
 	}
 	if c.DataDir == "" {
 		bad("DataDir: empty: name the directory for this member's data")
+	}
+	if c.Recover != "" {
+		if err := CheckToken(c.Recover); err != nil {
+			bad("Recover: %v", err)
+		}
 	}
 	if c.Join && len(c.Peers) > 0 {
 		bad("Join and Peers exclude each other: a joining node learns the members from the shard")

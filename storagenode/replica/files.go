@@ -20,6 +20,7 @@ const (
 	currentFile  = "CURRENT"
 	ballastFile  = "BALLAST"
 	stableFile   = "stable.db"
+	recoveryFile = "RECOVERY"
 	boltLogFile  = "log.db"
 	walDir       = "wal"
 	snapshotsDir = "snapshots"

@@ -14,6 +14,7 @@ type metrics struct {
 	snapshots      prometheus.Counter
 	restores       prometheus.Counter
 	raftRestarts   prometheus.Counter
+	givenUp        prometheus.Counter
 	refusals       *prometheus.CounterVec
 	diskWrite      prometheus.Histogram
 	slowDiskWrites prometheus.Counter
@@ -33,6 +34,7 @@ func newMetrics() *metrics {
 		snapshots:      counter("snapshots_total", "Snapshots taken of the own store."),
 		restores:       counter("snapshots_restored_total", "Snapshots received from a leader and made live."),
 		raftRestarts:   counter("raft_restarts_total", "Restarts of the Raft instance to get out of a state that it can not leave."),
+		givenUp:        counter("refused_generation_messages_total", "Messages of members that a recovery of the shard has given up."),
 		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: "replica", Name: "refused_proposals_total", Help: "Proposals refused, by reason.",
 		}, []string{"code"}),
@@ -49,7 +51,7 @@ func newMetrics() *metrics {
 
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{
-		m.appliedRecords, m.snapshots, m.restores, m.raftRestarts,
+		m.appliedRecords, m.snapshots, m.restores, m.raftRestarts, m.givenUp,
 		m.refusals, m.diskWrite, m.slowDiskWrites, m.proposals, m.inFlightBytes,
 	}
 }
@@ -110,6 +112,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	descLeader   = desc("leader", "1 while the node leads its shard.")
 	descTerm     = desc("term", "Raft term.")
+	descGen      = desc("generation", "How often the shard was recovered from a lost quorum.")
 	descLast     = desc("last_index", "Last index of the Raft log.")
 	descCommit   = desc("commit_index", "Raft index up to which entries are committed.")
 	descApplied  = desc("applied_index", "Raft index up to which the store shows entries.")
@@ -131,7 +134,7 @@ var (
 )
 
 var descs = []*prometheus.Desc{
-	descLeader, descTerm, descLast, descCommit, descApplied, descLag, descSnapshot, descSnapSize, descReading, descSending,
+	descLeader, descTerm, descGen, descLast, descCommit, descApplied, descLag, descSnapshot, descSnapSize, descReading, descSending,
 	descSendAll, descSendDone, descRecvAll, descRecvDone, descSent, descReceived, descResumed, descDiskFree, descDiskFull, descDamaged,
 }
 
@@ -141,6 +144,7 @@ func (r *Replica) readings() []reading {
 	out := []reading{
 		gauge(descLeader, boolValue(r.IsLeader())),
 		gauge(descTerm, float64(ra.CurrentTerm())),
+		gauge(descGen, float64(Generation(ra.CurrentTerm()))),
 		gauge(descLast, float64(ra.LastIndex())),
 		gauge(descCommit, float64(ra.CommitIndex())),
 		gauge(descApplied, float64(applied)),

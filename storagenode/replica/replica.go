@@ -39,16 +39,18 @@ type Replica struct {
 	bolt      boltLog // what was read of a log in bbolt when it was opened
 	stable    *guardedStable
 	closers   []io.Closer // of what Open opened, in that order
-	fs        vfs.FS      // cfg.FS, watched by guard
-	stuckFull atomic.Bool // the disk is full, and it was said that no other voter can lead
-	guard     *diskGuard
-	disk      *diskWatch
-	noRoom    atomic.Pointer[string] // why appends are refused although disk has room; see withoutRoom
-	metrics   *metrics
-	inFlight  *semaphore.Weighted
-	check     leaderCheck
-	budget    int64 // bytes of inFlight
-	wantsCut  chan struct{}
+	// recoveries that were carried out, oldest first; not changed after Open.
+	recoveries []Recovery
+	fs         vfs.FS      // cfg.FS, watched by guard
+	stuckFull  atomic.Bool // the disk is full, and it was said that no other voter can lead
+	guard      *diskGuard
+	disk       *diskWatch
+	noRoom     atomic.Pointer[string] // why appends are refused although disk has room; see withoutRoom
+	metrics    *metrics
+	inFlight   *semaphore.Weighted
+	check      leaderCheck
+	budget     int64 // bytes of inFlight
+	wantsCut   chan struct{}
 
 	ctx        context.Context // ends with Close
 	cancel     context.CancelFunc
@@ -81,13 +83,7 @@ func Open(cfg Config) (*Replica, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	cfg = cfg.withDefaults()
-	r := &Replica{
-		cfg: cfg, metrics: newMetrics(),
-		budget: cfg.InFlightBytes, inFlight: semaphore.NewWeighted(cfg.InFlightBytes),
-		wantsCut: make(chan struct{}, 1), leadEnds: make(chan struct{}),
-	}
-	r.ctx, r.cancel = context.WithCancel(WithIdentity(context.Background(), cfg.Cluster, cfg.Shard))
+	r := newReplica(cfg.withDefaults())
 	if err := r.open(); err != nil {
 		r.closeFiles()
 		return nil, err
@@ -95,7 +91,40 @@ func Open(cfg Config) (*Replica, error) {
 	return r, nil
 }
 
+func newReplica(cfg Config) *Replica {
+	r := &Replica{
+		cfg: cfg, metrics: newMetrics(),
+		budget: cfg.InFlightBytes, inFlight: semaphore.NewWeighted(cfg.InFlightBytes),
+		wantsCut: make(chan struct{}, 1), leadEnds: make(chan struct{}),
+	}
+	r.ctx, r.cancel = context.WithCancel(WithIdentity(context.Background(), cfg.Cluster, cfg.Shard))
+	return r
+}
+
 func (r *Replica) open() error {
+	if err := r.openFiles(); err != nil {
+		return err
+	}
+	if err := r.recover(); err != nil {
+		return err
+	}
+	if err := r.bootstrap(); err != nil {
+		return err
+	}
+	if err := r.startRaft(); err != nil {
+		return err
+	}
+	r.transport.setReceiver(r)
+	r.transport.setGenerations(r)
+	r.disk.start(r.cfg.DiskCheckInterval, r.leaveFullDisk)
+	r.background.Go(r.takeWantedSnapshots)
+	r.background.Go(r.watchDamage)
+	r.background.Go(r.watchRoom)
+	return nil
+}
+
+// openFiles opens everything that a Raft instance needs.
+func (r *Replica) openFiles() error {
 	// First of all: also the start makes room on a full disk, and must not hang.
 	r.disk = newDiskWatch(&r.cfg)
 	r.guard = newDiskGuard(r.cfg.HungDiskTimeout, r.fatal, r.metrics, r.disk)
@@ -117,17 +146,6 @@ func (r *Replica) open() error {
 		return err
 	}
 	r.transport = NewTransport(r.cfg.Transport)
-	if err := r.bootstrap(); err != nil {
-		return err
-	}
-	if err := r.startRaft(); err != nil {
-		return err
-	}
-	r.transport.setReceiver(r)
-	r.disk.start(r.cfg.DiskCheckInterval, r.leaveFullDisk)
-	r.background.Go(r.takeWantedSnapshots)
-	r.background.Go(r.watchDamage)
-	r.background.Go(r.watchRoom)
 	return nil
 }
 

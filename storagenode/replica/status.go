@@ -30,6 +30,7 @@ func (r *Replica) Status() *storagepb.StatusResponse {
 		Receiving:       r.transport.transfers.incoming().proto(),
 		DiskFreeBytes:   r.disk.free.Load(), DiskFull: r.disk.full.Load(),
 	}
+	out.Generation, out.Recovery = Generation(out.Term), r.recovered().proto()
 	if err := r.damage(); err != nil {
 		out.Damage = err.Error()
 	}

@@ -23,6 +23,9 @@ import (
 const (
 	MetadataCluster = "countinghouse-cluster"
 	MetadataShard   = "countinghouse-shard"
+	// MetadataGeneration is the highest generation of the shard that the caller has
+	// met, in decimal; a call may be without it. A member of an earlier one refuses.
+	MetadataGeneration = "countinghouse-generation"
 )
 
 const (
@@ -124,8 +127,10 @@ type Transport struct {
 
 	receiverMu sync.RWMutex
 	receiver   snapshotReceiver // guarded by receiverMu
-	reception  *reception       // guarded by receiverMu; nil for none
-	receiveOf  uint64           // guarded by receiverMu; the latest term of a sender
+	// generations are kept apart by it; nil: they are not. Guarded by receiverMu.
+	generations generations
+	reception   *reception // guarded by receiverMu; nil for none
+	receiveOf   uint64     // guarded by receiverMu; the latest term of a sender
 
 	ctx    context.Context // ends with Stop; carries the cluster's metadata
 	cancel context.CancelFunc
@@ -335,5 +340,5 @@ func (t *Transport) unary(target raft.ServerAddress, call func(context.Context, 
 	}
 	ctx, cancel := context.WithTimeout(calls, t.opts.VoteTimeout)
 	defer cancel()
-	return call(ctx, p.raft)
+	return t.noteRefused(call(ctx, p.raft))
 }

@@ -97,7 +97,7 @@ func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 		stream, timeout = &p.heartbeats, t.opts.HeartbeatTimeout
 	}
 	m, err := stream.call(calls, p.raft, splitAppend(args, t.opts.MessageBytesMax), timeout)
-	if err != nil {
+	if t.noteRefused(err) != nil {
 		return fmt.Errorf("append entries to %s at %s: %w", id, target, err)
 	}
 	responseFromProto(m, resp)
@@ -189,7 +189,7 @@ func (p *pipeline) await(f *appendFuture) bool {
 	expiry := time.AfterFunc(p.t.opts.AppendTimeout, p.cancel)
 	m, err := receiveAll(p.stream, f.parts)
 	expiry.Stop()
-	if err != nil {
+	if p.t.noteRefused(err) != nil {
 		p.t.opts.Logger.Debug("pipeline ended", "peer", p.id, "error", err)
 		f.finish(err)
 		return false

@@ -91,6 +91,9 @@ func receiveRequests(stream appendServer, requests chan<- *storagepb.AppendEntri
 }
 
 func (s *transportService) appendEntries(ctx context.Context, m *storagepb.AppendEntriesRequest) (*storagepb.AppendEntriesResponse, error) {
+	if err := s.t.admit(m.Term, m.Header); err != nil {
+		return nil, err
+	}
 	answer, err := s.t.deliver(ctx, appendFromProto(m), nil)
 	if _, isStatus := status.FromError(err); err != nil && isStatus {
 		return nil, err
@@ -108,6 +111,9 @@ func (s *transportService) appendEntries(ctx context.Context, m *storagepb.Appen
 
 // RequestVote serves storagepb.RaftTransportServer.
 func (s *transportService) RequestVote(ctx context.Context, m *storagepb.RequestVoteRequest) (*storagepb.RequestVoteResponse, error) {
+	if err := s.t.admit(m.Term, m.Header); err != nil {
+		return nil, err
+	}
 	header := headerFromProto(m.Header)
 	answer, err := s.t.deliver(ctx, &raft.RequestVoteRequest{
 		RPCHeader: header, Term: m.Term, Candidate: header.Addr,
@@ -122,6 +128,9 @@ func (s *transportService) RequestVote(ctx context.Context, m *storagepb.Request
 
 // RequestPreVote serves storagepb.RaftTransportServer.
 func (s *transportService) RequestPreVote(ctx context.Context, m *storagepb.RequestPreVoteRequest) (*storagepb.RequestPreVoteResponse, error) {
+	if err := s.t.admit(m.Term, m.Header); err != nil {
+		return nil, err
+	}
 	answer, err := s.t.deliver(ctx, &raft.RequestPreVoteRequest{
 		RPCHeader: headerFromProto(m.Header), Term: m.Term,
 		LastLogIndex: m.LastLogIndex, LastLogTerm: m.LastLogTerm,

@@ -84,7 +84,7 @@ func (t *Transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress,
 	s := &snapshotSender{t: t, ctx: ctx, stream: stream, idle: idle, transfer: newTransfer(args.LastLogIndex, args.Size)}
 	defer t.transfers.sending(id, s.transfer)()
 	m, err := s.send(args, source)
-	if err != nil {
+	if t.noteRefused(err) != nil {
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 			err = fmt.Errorf("%w: %w", cause, err)
 		}
@@ -215,6 +215,9 @@ func (s *transportService) InstallSnapshot(stream snapshotServer) error {
 	}
 	if first.Snapshot == nil {
 		return status.Error(codes.InvalidArgument, "snapshot: the first message has no header")
+	}
+	if err := s.t.admit(first.Snapshot.Term, first.Snapshot.Header); err != nil {
+		return err
 	}
 	receiver, err := s.t.snapshotReceiver()
 	if err != nil {

@@ -57,7 +57,7 @@ func VerifyDataDir(fs vfs.FS, dir string, report func(Finding)) (VerifySummary, 
 		return v.sum, err
 	}
 	defer unlock()
-	for _, check := range []func() error{v.identity, v.store, v.stable, v.log, v.snapshots, v.lost} {
+	for _, check := range []func() error{v.identity, v.recoveries, v.store, v.stable, v.log, v.snapshots, v.lost} {
 		if err := check(); err != nil {
 			return v.sum, fmt.Errorf("verify %s: %w", dir, err)
 		}
@@ -95,6 +95,16 @@ func (v *verification) identity() error {
 		return nil
 	}
 	v.sum.Cluster, v.sum.Shard, v.sum.ID = id.Cluster, id.Shard, id.ID
+	return nil
+}
+
+func (v *verification) recoveries() error {
+	all, err := ReadRecoveries(v.fs, v.dir)
+	if err != nil {
+		v.found(Finding{File: v.path(recoveryFile), What: err.Error()})
+	} else if n := len(all); n > 0 && !all[n-1].Done {
+		v.found(Finding{File: v.path(recoveryFile), What: fmt.Sprintf("recovery %s was decided; the next start carries it out", all[n-1].Token), Harmless: true})
+	}
 	return nil
 }
 

@@ -55,6 +55,9 @@ const (
 	Code_CODE_UNAVAILABLE Code = 12
 	// Nothing with that id, name or index.
 	Code_CODE_NOT_FOUND Code = 13
+	// The shard was recovered from a lost quorum without this member, or without the
+	// one that calls: what it holds is no part of the shard any more.
+	Code_CODE_GIVEN_UP Code = 14
 )
 
 // Enum value maps for Code.
@@ -74,6 +77,7 @@ var (
 		11: "CODE_OVERLOADED",
 		12: "CODE_UNAVAILABLE",
 		13: "CODE_NOT_FOUND",
+		14: "CODE_GIVEN_UP",
 	}
 	Code_value = map[string]int32{
 		"CODE_UNSPECIFIED":     0,
@@ -90,6 +94,7 @@ var (
 		"CODE_OVERLOADED":      11,
 		"CODE_UNAVAILABLE":     12,
 		"CODE_NOT_FOUND":       13,
+		"CODE_GIVEN_UP":        14,
 	}
 )
 
@@ -1230,7 +1235,12 @@ type StatusResponse struct {
 	// hands leadership over and is not ready; it should be replaced.
 	Damage string `protobuf:"bytes,20,opt,name=damage,proto3" json:"damage,omitempty"`
 	// The snapshot that this node receives.
-	Receiving     *SnapshotTransfer `protobuf:"bytes,21,opt,name=receiving,proto3" json:"receiving,omitempty"`
+	Receiving *SnapshotTransfer `protobuf:"bytes,21,opt,name=receiving,proto3" json:"receiving,omitempty"`
+	// How often the shard was recovered from a lost quorum. Members of an earlier
+	// generation are refused.
+	Generation uint64 `protobuf:"varint,22,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The last recovery that was carried out on this node's data.
+	Recovery      *Recovery `protobuf:"bytes,23,opt,name=recovery,proto3" json:"recovery,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1412,6 +1422,100 @@ func (x *StatusResponse) GetReceiving() *SnapshotTransfer {
 	return nil
 }
 
+func (x *StatusResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetRecovery() *Recovery {
+	if x != nil {
+		return x.Recovery
+	}
+	return nil
+}
+
+// Recovery is what was done to a member that was made its shard's only voter.
+type Recovery struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the decision; one token is carried out once.
+	Token       string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Generation  uint64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	AtUnixNanos int64  `protobuf:"varint,3,opt,name=at_unix_nanos,json=atUnixNanos,proto3" json:"at_unix_nanos,omitempty"`
+	// The Raft index from which on the membership is this member alone.
+	Index uint64 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
+	// The members that were given up.
+	GivenUp       []*Member `protobuf:"bytes,5,rep,name=given_up,json=givenUp,proto3" json:"given_up,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Recovery) Reset() {
+	*x = Recovery{}
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Recovery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Recovery) ProtoMessage() {}
+
+func (x *Recovery) ProtoReflect() protoreflect.Message {
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Recovery.ProtoReflect.Descriptor instead.
+func (*Recovery) Descriptor() ([]byte, []int) {
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Recovery) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *Recovery) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Recovery) GetAtUnixNanos() int64 {
+	if x != nil {
+		return x.AtUnixNanos
+	}
+	return 0
+}
+
+func (x *Recovery) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Recovery) GetGivenUp() []*Member {
+	if x != nil {
+		return x.GivenUp
+	}
+	return nil
+}
+
 type AddLearnerRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Id      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1424,7 +1528,7 @@ type AddLearnerRequest struct {
 
 func (x *AddLearnerRequest) Reset() {
 	*x = AddLearnerRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[16]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1540,7 @@ func (x *AddLearnerRequest) String() string {
 func (*AddLearnerRequest) ProtoMessage() {}
 
 func (x *AddLearnerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[16]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1553,7 @@ func (x *AddLearnerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddLearnerRequest.ProtoReflect.Descriptor instead.
 func (*AddLearnerRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{16}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AddLearnerRequest) GetId() string {
@@ -1483,7 +1587,7 @@ type PromoteRequest struct {
 
 func (x *PromoteRequest) Reset() {
 	*x = PromoteRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[17]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1599,7 @@ func (x *PromoteRequest) String() string {
 func (*PromoteRequest) ProtoMessage() {}
 
 func (x *PromoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[17]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1612,7 @@ func (x *PromoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteRequest.ProtoReflect.Descriptor instead.
 func (*PromoteRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{17}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PromoteRequest) GetId() string {
@@ -1535,7 +1639,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[18]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1651,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[18]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1664,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{18}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RemoveRequest) GetId() string {
@@ -1586,7 +1690,7 @@ type MembershipResponse struct {
 
 func (x *MembershipResponse) Reset() {
 	*x = MembershipResponse{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[19]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1702,7 @@ func (x *MembershipResponse) String() string {
 func (*MembershipResponse) ProtoMessage() {}
 
 func (x *MembershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[19]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1715,7 @@ func (x *MembershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MembershipResponse.ProtoReflect.Descriptor instead.
 func (*MembershipResponse) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{19}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MembershipResponse) GetMembershipIndex() uint64 {
@@ -1631,7 +1735,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[20]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1747,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[20]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1760,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{20}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TransferLeadershipRequest) GetId() string {
@@ -1675,7 +1779,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[21]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1791,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[21]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1804,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{21}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TransferLeadershipResponse) GetLeaderId() string {
@@ -1718,7 +1822,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[22]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1730,7 +1834,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[22]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1743,7 +1847,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{22}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{23}
 }
 
 type SnapshotResponse struct {
@@ -1756,7 +1860,7 @@ type SnapshotResponse struct {
 
 func (x *SnapshotResponse) Reset() {
 	*x = SnapshotResponse{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[23]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +1872,7 @@ func (x *SnapshotResponse) String() string {
 func (*SnapshotResponse) ProtoMessage() {}
 
 func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[23]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +1885,7 @@ func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{23}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SnapshotResponse) GetIndex() uint64 {
@@ -1806,7 +1910,7 @@ type SafeToRestartRequest struct {
 
 func (x *SafeToRestartRequest) Reset() {
 	*x = SafeToRestartRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[24]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +1922,7 @@ func (x *SafeToRestartRequest) String() string {
 func (*SafeToRestartRequest) ProtoMessage() {}
 
 func (x *SafeToRestartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[24]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +1935,7 @@ func (x *SafeToRestartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToRestartRequest.ProtoReflect.Descriptor instead.
 func (*SafeToRestartRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{24}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{25}
 }
 
 type SafeToRestartResponse struct {
@@ -1844,7 +1948,7 @@ type SafeToRestartResponse struct {
 
 func (x *SafeToRestartResponse) Reset() {
 	*x = SafeToRestartResponse{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[25]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1856,7 +1960,7 @@ func (x *SafeToRestartResponse) String() string {
 func (*SafeToRestartResponse) ProtoMessage() {}
 
 func (x *SafeToRestartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[25]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1869,7 +1973,7 @@ func (x *SafeToRestartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SafeToRestartResponse.ProtoReflect.Descriptor instead.
 func (*SafeToRestartResponse) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{25}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SafeToRestartResponse) GetSafe() bool {
@@ -1895,7 +1999,7 @@ type AssignInstrumentsRequest struct {
 
 func (x *AssignInstrumentsRequest) Reset() {
 	*x = AssignInstrumentsRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[26]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1907,7 +2011,7 @@ func (x *AssignInstrumentsRequest) String() string {
 func (*AssignInstrumentsRequest) ProtoMessage() {}
 
 func (x *AssignInstrumentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[26]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1920,7 +2024,7 @@ func (x *AssignInstrumentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignInstrumentsRequest.ProtoReflect.Descriptor instead.
 func (*AssignInstrumentsRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{26}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AssignInstrumentsRequest) GetInstruments() []string {
@@ -1939,7 +2043,7 @@ type AssignInstrumentsResponse struct {
 
 func (x *AssignInstrumentsResponse) Reset() {
 	*x = AssignInstrumentsResponse{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[27]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1951,7 +2055,7 @@ func (x *AssignInstrumentsResponse) String() string {
 func (*AssignInstrumentsResponse) ProtoMessage() {}
 
 func (x *AssignInstrumentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[27]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1964,7 +2068,7 @@ func (x *AssignInstrumentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignInstrumentsResponse.ProtoReflect.Descriptor instead.
 func (*AssignInstrumentsResponse) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{27}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AssignInstrumentsResponse) GetInstruments() []string {
@@ -1982,7 +2086,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[28]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1994,7 +2098,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[28]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2007,7 +2111,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{28}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{29}
 }
 
 type VerifyResponse struct {
@@ -2029,7 +2133,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[29]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2041,7 +2145,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storagenode_storagepb_storage_proto_msgTypes[29]
+	mi := &file_storagenode_storagepb_storage_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2054,7 +2158,7 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{29}
+	return file_storagenode_storagepb_storage_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *VerifyResponse) GetFinding() string {
@@ -2220,7 +2324,7 @@ const file_storagenode_storagepb_storage_proto_rawDesc = "" +
 	"\n" +
 	"held_bytes\x18\x04 \x01(\x04R\theldBytes\x12\x1d\n" +
 	"\n" +
-	"elapsed_ms\x18\x05 \x01(\x04R\telapsedMs\"\xd1\x05\n" +
+	"elapsed_ms\x18\x05 \x01(\x04R\telapsedMs\"\xb1\x06\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\tR\x05shard\x12\x0e\n" +
@@ -2245,7 +2349,19 @@ const file_storagenode_storagepb_storage_proto_rawDesc = "" +
 	"\tdisk_full\x18\x12 \x01(\bR\bdiskFull\x12\x18\n" +
 	"\aversion\x18\x13 \x01(\tR\aversion\x12\x16\n" +
 	"\x06damage\x18\x14 \x01(\tR\x06damage\x12H\n" +
-	"\treceiving\x18\x15 \x01(\v2*.countinghouse.storage.v1.SnapshotTransferR\treceiving\"\\\n" +
+	"\treceiving\x18\x15 \x01(\v2*.countinghouse.storage.v1.SnapshotTransferR\treceiving\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x16 \x01(\x04R\n" +
+	"generation\x12>\n" +
+	"\brecovery\x18\x17 \x01(\v2\".countinghouse.storage.v1.RecoveryR\brecovery\"\xb7\x01\n" +
+	"\bRecovery\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\"\n" +
+	"\rat_unix_nanos\x18\x03 \x01(\x03R\vatUnixNanos\x12\x14\n" +
+	"\x05index\x18\x04 \x01(\x04R\x05index\x12;\n" +
+	"\bgiven_up\x18\x05 \x03(\v2 .countinghouse.storage.v1.MemberR\agivenUp\"\\\n" +
 	"\x11AddLearnerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1d\n" +
@@ -2286,7 +2402,7 @@ const file_storagenode_storagepb_storage_proto_rawDesc = "" +
 	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12\x18\n" +
 	"\arecords\x18\x06 \x01(\x04R\arecords\x12\x12\n" +
 	"\x04done\x18\a \x01(\bR\x04done\x12\x0e\n" +
-	"\x02ok\x18\b \x01(\bR\x02ok*\xa1\x02\n" +
+	"\x02ok\x18\b \x01(\bR\x02ok*\xb4\x02\n" +
 	"\x04Code\x12\x14\n" +
 	"\x10CODE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fCODE_NOT_LEADER\x10\x01\x12\x12\n" +
@@ -2302,7 +2418,8 @@ const file_storagenode_storagepb_storage_proto_rawDesc = "" +
 	"\x12\x13\n" +
 	"\x0fCODE_OVERLOADED\x10\v\x12\x14\n" +
 	"\x10CODE_UNAVAILABLE\x10\f\x12\x12\n" +
-	"\x0eCODE_NOT_FOUND\x10\r2\xd2\x01\n" +
+	"\x0eCODE_NOT_FOUND\x10\r\x12\x11\n" +
+	"\rCODE_GIVEN_UP\x10\x0e2\xd2\x01\n" +
 	"\x06Ingest\x12g\n" +
 	"\n" +
 	"OpenStream\x12+.countinghouse.storage.v1.OpenStreamRequest\x1a,.countinghouse.storage.v1.OpenStreamResponse\x12_\n" +
@@ -2337,7 +2454,7 @@ func file_storagenode_storagepb_storage_proto_rawDescGZIP() []byte {
 }
 
 var file_storagenode_storagepb_storage_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_storagenode_storagepb_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_storagenode_storagepb_storage_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_storagenode_storagepb_storage_proto_goTypes = []any{
 	(Code)(0),                          // 0: countinghouse.storage.v1.Code
 	(*Refusal)(nil),                    // 1: countinghouse.storage.v1.Refusal
@@ -2356,20 +2473,21 @@ var file_storagenode_storagepb_storage_proto_goTypes = []any{
 	(*Member)(nil),                     // 14: countinghouse.storage.v1.Member
 	(*SnapshotTransfer)(nil),           // 15: countinghouse.storage.v1.SnapshotTransfer
 	(*StatusResponse)(nil),             // 16: countinghouse.storage.v1.StatusResponse
-	(*AddLearnerRequest)(nil),          // 17: countinghouse.storage.v1.AddLearnerRequest
-	(*PromoteRequest)(nil),             // 18: countinghouse.storage.v1.PromoteRequest
-	(*RemoveRequest)(nil),              // 19: countinghouse.storage.v1.RemoveRequest
-	(*MembershipResponse)(nil),         // 20: countinghouse.storage.v1.MembershipResponse
-	(*TransferLeadershipRequest)(nil),  // 21: countinghouse.storage.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 22: countinghouse.storage.v1.TransferLeadershipResponse
-	(*SnapshotRequest)(nil),            // 23: countinghouse.storage.v1.SnapshotRequest
-	(*SnapshotResponse)(nil),           // 24: countinghouse.storage.v1.SnapshotResponse
-	(*SafeToRestartRequest)(nil),       // 25: countinghouse.storage.v1.SafeToRestartRequest
-	(*SafeToRestartResponse)(nil),      // 26: countinghouse.storage.v1.SafeToRestartResponse
-	(*AssignInstrumentsRequest)(nil),   // 27: countinghouse.storage.v1.AssignInstrumentsRequest
-	(*AssignInstrumentsResponse)(nil),  // 28: countinghouse.storage.v1.AssignInstrumentsResponse
-	(*VerifyRequest)(nil),              // 29: countinghouse.storage.v1.VerifyRequest
-	(*VerifyResponse)(nil),             // 30: countinghouse.storage.v1.VerifyResponse
+	(*Recovery)(nil),                   // 17: countinghouse.storage.v1.Recovery
+	(*AddLearnerRequest)(nil),          // 18: countinghouse.storage.v1.AddLearnerRequest
+	(*PromoteRequest)(nil),             // 19: countinghouse.storage.v1.PromoteRequest
+	(*RemoveRequest)(nil),              // 20: countinghouse.storage.v1.RemoveRequest
+	(*MembershipResponse)(nil),         // 21: countinghouse.storage.v1.MembershipResponse
+	(*TransferLeadershipRequest)(nil),  // 22: countinghouse.storage.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 23: countinghouse.storage.v1.TransferLeadershipResponse
+	(*SnapshotRequest)(nil),            // 24: countinghouse.storage.v1.SnapshotRequest
+	(*SnapshotResponse)(nil),           // 25: countinghouse.storage.v1.SnapshotResponse
+	(*SafeToRestartRequest)(nil),       // 26: countinghouse.storage.v1.SafeToRestartRequest
+	(*SafeToRestartResponse)(nil),      // 27: countinghouse.storage.v1.SafeToRestartResponse
+	(*AssignInstrumentsRequest)(nil),   // 28: countinghouse.storage.v1.AssignInstrumentsRequest
+	(*AssignInstrumentsResponse)(nil),  // 29: countinghouse.storage.v1.AssignInstrumentsResponse
+	(*VerifyRequest)(nil),              // 30: countinghouse.storage.v1.VerifyRequest
+	(*VerifyResponse)(nil),             // 31: countinghouse.storage.v1.VerifyResponse
 }
 var file_storagenode_storagepb_storage_proto_depIdxs = []int32{
 	0,  // 0: countinghouse.storage.v1.Refusal.code:type_name -> countinghouse.storage.v1.Code
@@ -2378,41 +2496,43 @@ var file_storagenode_storagepb_storage_proto_depIdxs = []int32{
 	15, // 3: countinghouse.storage.v1.Member.receiving:type_name -> countinghouse.storage.v1.SnapshotTransfer
 	14, // 4: countinghouse.storage.v1.StatusResponse.members:type_name -> countinghouse.storage.v1.Member
 	15, // 5: countinghouse.storage.v1.StatusResponse.receiving:type_name -> countinghouse.storage.v1.SnapshotTransfer
-	2,  // 6: countinghouse.storage.v1.Ingest.OpenStream:input_type -> countinghouse.storage.v1.OpenStreamRequest
-	4,  // 7: countinghouse.storage.v1.Ingest.Append:input_type -> countinghouse.storage.v1.AppendRequest
-	7,  // 8: countinghouse.storage.v1.Query.Get:input_type -> countinghouse.storage.v1.GetRequest
-	8,  // 9: countinghouse.storage.v1.Query.Scan:input_type -> countinghouse.storage.v1.ScanRequest
-	9,  // 10: countinghouse.storage.v1.Query.Tail:input_type -> countinghouse.storage.v1.TailRequest
-	10, // 11: countinghouse.storage.v1.Query.Instruments:input_type -> countinghouse.storage.v1.InstrumentsRequest
-	13, // 12: countinghouse.storage.v1.Admin.Status:input_type -> countinghouse.storage.v1.StatusRequest
-	17, // 13: countinghouse.storage.v1.Admin.AddLearner:input_type -> countinghouse.storage.v1.AddLearnerRequest
-	18, // 14: countinghouse.storage.v1.Admin.Promote:input_type -> countinghouse.storage.v1.PromoteRequest
-	19, // 15: countinghouse.storage.v1.Admin.Remove:input_type -> countinghouse.storage.v1.RemoveRequest
-	21, // 16: countinghouse.storage.v1.Admin.TransferLeadership:input_type -> countinghouse.storage.v1.TransferLeadershipRequest
-	23, // 17: countinghouse.storage.v1.Admin.Snapshot:input_type -> countinghouse.storage.v1.SnapshotRequest
-	25, // 18: countinghouse.storage.v1.Admin.SafeToRestart:input_type -> countinghouse.storage.v1.SafeToRestartRequest
-	27, // 19: countinghouse.storage.v1.Admin.AssignInstruments:input_type -> countinghouse.storage.v1.AssignInstrumentsRequest
-	29, // 20: countinghouse.storage.v1.Admin.Verify:input_type -> countinghouse.storage.v1.VerifyRequest
-	3,  // 21: countinghouse.storage.v1.Ingest.OpenStream:output_type -> countinghouse.storage.v1.OpenStreamResponse
-	5,  // 22: countinghouse.storage.v1.Ingest.Append:output_type -> countinghouse.storage.v1.AppendResponse
-	6,  // 23: countinghouse.storage.v1.Query.Get:output_type -> countinghouse.storage.v1.Records
-	6,  // 24: countinghouse.storage.v1.Query.Scan:output_type -> countinghouse.storage.v1.Records
-	6,  // 25: countinghouse.storage.v1.Query.Tail:output_type -> countinghouse.storage.v1.Records
-	11, // 26: countinghouse.storage.v1.Query.Instruments:output_type -> countinghouse.storage.v1.InstrumentsResponse
-	16, // 27: countinghouse.storage.v1.Admin.Status:output_type -> countinghouse.storage.v1.StatusResponse
-	20, // 28: countinghouse.storage.v1.Admin.AddLearner:output_type -> countinghouse.storage.v1.MembershipResponse
-	20, // 29: countinghouse.storage.v1.Admin.Promote:output_type -> countinghouse.storage.v1.MembershipResponse
-	20, // 30: countinghouse.storage.v1.Admin.Remove:output_type -> countinghouse.storage.v1.MembershipResponse
-	22, // 31: countinghouse.storage.v1.Admin.TransferLeadership:output_type -> countinghouse.storage.v1.TransferLeadershipResponse
-	24, // 32: countinghouse.storage.v1.Admin.Snapshot:output_type -> countinghouse.storage.v1.SnapshotResponse
-	26, // 33: countinghouse.storage.v1.Admin.SafeToRestart:output_type -> countinghouse.storage.v1.SafeToRestartResponse
-	28, // 34: countinghouse.storage.v1.Admin.AssignInstruments:output_type -> countinghouse.storage.v1.AssignInstrumentsResponse
-	30, // 35: countinghouse.storage.v1.Admin.Verify:output_type -> countinghouse.storage.v1.VerifyResponse
-	21, // [21:36] is the sub-list for method output_type
-	6,  // [6:21] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	17, // 6: countinghouse.storage.v1.StatusResponse.recovery:type_name -> countinghouse.storage.v1.Recovery
+	14, // 7: countinghouse.storage.v1.Recovery.given_up:type_name -> countinghouse.storage.v1.Member
+	2,  // 8: countinghouse.storage.v1.Ingest.OpenStream:input_type -> countinghouse.storage.v1.OpenStreamRequest
+	4,  // 9: countinghouse.storage.v1.Ingest.Append:input_type -> countinghouse.storage.v1.AppendRequest
+	7,  // 10: countinghouse.storage.v1.Query.Get:input_type -> countinghouse.storage.v1.GetRequest
+	8,  // 11: countinghouse.storage.v1.Query.Scan:input_type -> countinghouse.storage.v1.ScanRequest
+	9,  // 12: countinghouse.storage.v1.Query.Tail:input_type -> countinghouse.storage.v1.TailRequest
+	10, // 13: countinghouse.storage.v1.Query.Instruments:input_type -> countinghouse.storage.v1.InstrumentsRequest
+	13, // 14: countinghouse.storage.v1.Admin.Status:input_type -> countinghouse.storage.v1.StatusRequest
+	18, // 15: countinghouse.storage.v1.Admin.AddLearner:input_type -> countinghouse.storage.v1.AddLearnerRequest
+	19, // 16: countinghouse.storage.v1.Admin.Promote:input_type -> countinghouse.storage.v1.PromoteRequest
+	20, // 17: countinghouse.storage.v1.Admin.Remove:input_type -> countinghouse.storage.v1.RemoveRequest
+	22, // 18: countinghouse.storage.v1.Admin.TransferLeadership:input_type -> countinghouse.storage.v1.TransferLeadershipRequest
+	24, // 19: countinghouse.storage.v1.Admin.Snapshot:input_type -> countinghouse.storage.v1.SnapshotRequest
+	26, // 20: countinghouse.storage.v1.Admin.SafeToRestart:input_type -> countinghouse.storage.v1.SafeToRestartRequest
+	28, // 21: countinghouse.storage.v1.Admin.AssignInstruments:input_type -> countinghouse.storage.v1.AssignInstrumentsRequest
+	30, // 22: countinghouse.storage.v1.Admin.Verify:input_type -> countinghouse.storage.v1.VerifyRequest
+	3,  // 23: countinghouse.storage.v1.Ingest.OpenStream:output_type -> countinghouse.storage.v1.OpenStreamResponse
+	5,  // 24: countinghouse.storage.v1.Ingest.Append:output_type -> countinghouse.storage.v1.AppendResponse
+	6,  // 25: countinghouse.storage.v1.Query.Get:output_type -> countinghouse.storage.v1.Records
+	6,  // 26: countinghouse.storage.v1.Query.Scan:output_type -> countinghouse.storage.v1.Records
+	6,  // 27: countinghouse.storage.v1.Query.Tail:output_type -> countinghouse.storage.v1.Records
+	11, // 28: countinghouse.storage.v1.Query.Instruments:output_type -> countinghouse.storage.v1.InstrumentsResponse
+	16, // 29: countinghouse.storage.v1.Admin.Status:output_type -> countinghouse.storage.v1.StatusResponse
+	21, // 30: countinghouse.storage.v1.Admin.AddLearner:output_type -> countinghouse.storage.v1.MembershipResponse
+	21, // 31: countinghouse.storage.v1.Admin.Promote:output_type -> countinghouse.storage.v1.MembershipResponse
+	21, // 32: countinghouse.storage.v1.Admin.Remove:output_type -> countinghouse.storage.v1.MembershipResponse
+	23, // 33: countinghouse.storage.v1.Admin.TransferLeadership:output_type -> countinghouse.storage.v1.TransferLeadershipResponse
+	25, // 34: countinghouse.storage.v1.Admin.Snapshot:output_type -> countinghouse.storage.v1.SnapshotResponse
+	27, // 35: countinghouse.storage.v1.Admin.SafeToRestart:output_type -> countinghouse.storage.v1.SafeToRestartResponse
+	29, // 36: countinghouse.storage.v1.Admin.AssignInstruments:output_type -> countinghouse.storage.v1.AssignInstrumentsResponse
+	31, // 37: countinghouse.storage.v1.Admin.Verify:output_type -> countinghouse.storage.v1.VerifyResponse
+	23, // [23:38] is the sub-list for method output_type
+	8,  // [8:23] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_storagenode_storagepb_storage_proto_init() }
@@ -2426,7 +2546,7 @@ func file_storagenode_storagepb_storage_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storagenode_storagepb_storage_proto_rawDesc), len(file_storagenode_storagepb_storage_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
