@@ -98,8 +98,11 @@ func (p *pass) adopt(ctx context.Context) error {
 		if !ok {
 			continue
 		}
-		st.Members = append(st.Members, v1.MemberStatus{ID: id, Role: v1.RoleJoining, ClaimUID: claim.UID})
 		st.NextMember = max(st.NextMember, n+1)
+		if claim.Annotations[resource.AnnotationRecovery] != "" {
+			continue // given up
+		}
+		st.Members = append(st.Members, v1.MemberStatus{ID: id, Role: v1.RoleJoining, ClaimUID: claim.UID})
 	}
 	p.sortMembers()
 	st.Bootstrapped = true
@@ -229,7 +232,7 @@ func ready(pod *corev1.Pod) bool {
 // formation says how a member begins. What it says to one that has begun has no
 // effect.
 func (p *pass) formation(m *v1.MemberStatus) resource.Formation {
-	var f resource.Formation
+	f := resource.Formation{Recover: p.recoveryToken(m.ID)}
 	if !m.First {
 		return f
 	}
@@ -414,7 +417,7 @@ func (p *pass) clear(ctx context.Context, m *v1.MemberStatus) (bool, error) {
 		return false, p.delete(ctx, pod)
 	}
 	claim := p.claims[m.ID]
-	if claim == nil || claim.UID != m.ClaimUID || p.shard.Spec.Storage.Retention.WhenScaled == v1.RetentionRetain {
+	if claim == nil || claim.UID != m.ClaimUID || p.isGivenUp(m.ID) || p.shard.Spec.Storage.Retention.WhenScaled == v1.RetentionRetain {
 		return true, nil
 	}
 	delete(p.claims, m.ID)

@@ -13,10 +13,11 @@ type raftView struct {
 	index       uint64 // of the membership, for compare-and-set
 	members     map[string]*storagepb.Member
 	instruments []string
+	recovery    string // token of the leader's last recovery from a lost quorum
 }
 
 func viewOf(st *storagepb.StatusResponse) *raftView {
-	v := &raftView{leader: st.Id, index: st.MembershipIndex, members: make(map[string]*storagepb.Member), instruments: st.Instruments}
+	v := &raftView{leader: st.Id, index: st.MembershipIndex, members: make(map[string]*storagepb.Member), instruments: st.Instruments, recovery: st.Recovery.GetToken()}
 	for _, m := range st.Members {
 		v.members[m.Id] = m
 	}

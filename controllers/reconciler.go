@@ -65,7 +65,7 @@ func (r *Reconciler) SetupWithManager(m ctrl.Manager) error {
 	}
 	return ctrl.NewControllerManagedBy(m).
 		// Its own status is no reason to look again.
-		For(&v1.InstrumentShard{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		For(&v1.InstrumentShard{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.AnnotationChangedPredicate{}))).
 		Owns(&corev1.Pod{}).Owns(&corev1.Service{}).Owns(&policyv1.PodDisruptionBudget{}).Owns(&networkingv1.NetworkPolicy{}).
 		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(ofShard)).
 		WithOptions(controller.Options{MaxConcurrentReconciles: r.Workers}).
@@ -113,6 +113,8 @@ type pass struct {
 	raft   *raftView // nil while no leader answers
 	// next says what is waited for or done next, for the status; "" for nothing.
 	next string
+	// refusal says why a recovery that is asked for is not begun; "" for none.
+	refusal string
 }
 
 func (p *pass) status() *v1.InstrumentShardStatus { return &p.shard.Status }
@@ -135,7 +137,7 @@ func (p *pass) run(ctx context.Context) (err error) {
 		return p.report(ctx)
 	}
 	for _, phase := range []func(context.Context) error{
-		p.hold, p.accept, p.surroundings, p.bootstrap, p.storage, p.runPods, p.assign, p.membership, p.rollout,
+		p.hold, p.accept, p.surroundings, p.bootstrap, p.storage, p.recover, p.runPods, p.assign, p.membership, p.rollout,
 	} {
 		if err := phase(ctx); err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -91,6 +92,15 @@ var scenarios = map[string]func(*world){
 		w.spec(func(s *v1.InstrumentShardSpec) {
 			s.Storage.Size, s.Instruments = resource.MustParse("20Gi"), []string{"IH2501"}
 		})
+		w.converge()
+	},
+	"a quorum is lost, and recovered": func(w *world) {
+		w.createShard(3)
+		w.converge()
+		w.lose("futures-0")
+		w.lose("futures-1")
+		w.converge()
+		w.recoverFrom("futures-2")
 		w.converge()
 	},
 	"all at once": func(w *world) {
@@ -183,6 +193,114 @@ func quorumLoss(t *testing.T, newWorld func(*testing.T) *world) {
 	}
 	if s.Status.NextMember != 3 || len(s.Status.Members) != 3 || len(w.members) != 3 || len(w.broken) > 0 {
 		t.Errorf("%s%v", w.place(), w.broken)
+	}
+}
+
+// loseThreeOfFive leaves two members with their volumes.
+func (w *world) loseThreeOfFive() {
+	w.t.Helper()
+	w.createShard(5)
+	w.converge()
+	for _, id := range []string{"futures-0", "futures-2", "futures-4"} {
+		w.lose(id)
+	}
+	w.converge()
+}
+
+// What a recovery leaves: the record, no annotation, and the volumes of members that
+// were given up though they had them, which nothing takes for members' again.
+func TestRecoveryKeepsVolumesOfThoseGivenUp(t *testing.T) {
+	w := newWorld(t)
+	w.loseThreeOfFive()
+	w.recoverFrom("futures-3")
+	w.converge()
+	w.expect()
+	s := w.shard()
+	rec := s.Status.Recovery
+	if rec == nil || rec.Phase != v1.RecoveryDone || rec.FinishedAt == nil || rec.Survivor != "futures-3" || fmt.Sprint(rec.GivenUp) != "[futures-0 futures-1 futures-2 futures-4]" {
+		t.Errorf("%+v", rec)
+	}
+	if s.Annotations[v1.AnnotationRecoverFrom] != "" {
+		t.Errorf("%v", s.Annotations)
+	}
+	c := meta.FindStatusCondition(s.Status.Conditions, v1.ConditionRecovery)
+	if c == nil || c.Status != "False" || c.Reason != "Done" || !strings.Contains(c.Message, "kubectl delete pvc --namespace trading futures-1") {
+		t.Errorf("%+v", c)
+	}
+	s.Status = v1.InstrumentShardStatus{} // lost, as with a restored backup
+	if err := w.client.Status().Update(context.Background(), s); err != nil {
+		t.Fatal(err)
+	}
+	w.converge()
+	w.expect()
+	for _, m := range w.shard().Status.Members {
+		if m.ID == "futures-1" {
+			t.Error("a member that was given up is taken for one")
+		}
+	}
+}
+
+func TestRecoveriesThatAreRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		lose []string
+		from string
+		want string
+	}{
+		"there is a leader":        {nil, "futures-0", "leads the shard"},
+		"one volume is lost":       {[]string{"futures-0"}, "futures-1", "leads the shard"},
+		"no such member":           {[]string{"futures-0", "futures-1"}, "futures-7", "name one of futures-2"},
+		"the survivor is lost too": {[]string{"futures-0", "futures-1"}, "futures-1", "name one of futures-2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.createShard(3)
+			w.converge()
+			for _, id := range c.lose {
+				w.lose(id)
+			}
+			before := w.place()
+			w.recoverFrom(c.from)
+			w.converge()
+			s := w.shard()
+			got := meta.FindStatusCondition(s.Status.Conditions, v1.ConditionRecovery)
+			if got == nil || got.Status != "False" || got.Reason != "Refused" || !strings.Contains(got.Message, c.want) {
+				t.Errorf("%+v", got)
+			}
+			if s.Status.Recovery != nil || len(w.broken) > 0 || w.token != "" {
+				t.Errorf("%+v, %v\nbefore: %s", s.Status.Recovery, w.broken, before)
+			}
+			writes := w.writes
+			if w.converge(); w.writes != writes {
+				t.Errorf("%d writes for a recovery that stays refused", w.writes-writes)
+			}
+			delete(s.Annotations, v1.AnnotationRecoverFrom)
+			if err := w.client.Update(context.Background(), s); err != nil {
+				t.Fatal(err)
+			}
+			w.converge()
+			if got := meta.FindStatusCondition(w.shard().Status.Conditions, v1.ConditionRecovery); got != nil {
+				t.Errorf("nothing is asked for any more: %+v", got)
+			}
+		})
+	}
+}
+
+// Enough volumes are there, and no pod runs: that may pass.
+func TestNoRecoveryWhileTheOthersMayComeBack(t *testing.T) {
+	w := newWorld(t)
+	w.createShard(3)
+	w.converge()
+	for _, id := range []string{"futures-0", "futures-1"} {
+		w.dead[id] = true
+		if err := w.client.Delete(context.Background(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: w.name.Namespace, Name: id}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.recoverFrom("futures-2")
+	w.converge()
+	c := meta.FindStatusCondition(w.shard().Status.Conditions, v1.ConditionRecovery)
+	if c == nil || c.Reason != "Refused" || !strings.Contains(c.Message, "0 of 3 members have lost their volume") || !strings.Contains(c.Message, "delete the claim") {
+		t.Errorf("%+v", c)
 	}
 }
 

@@ -28,6 +28,7 @@ func (p *pass) report(ctx context.Context) error {
 	}
 	st.InstrumentSummary = summary(st.Instruments)
 	p.conditions()
+	p.recoveryCondition()
 	if equality.Semantic.DeepEqual(p.before, st) {
 		return nil
 	}
@@ -93,12 +94,7 @@ func join(names []string) string {
 func (p *pass) conditions() {
 	st := p.status()
 	quorum := resource.Quorum(max(st.Replicas, 1))
-	lost := 0
-	for _, m := range st.Members {
-		if m.Role == v1.RoleLost {
-			lost++
-		}
-	}
+	lost, _, _ := p.quorumLost()
 	switch {
 	case st.Leader == "":
 		p.condition(v1.ConditionAvailable, false, "NoLeader", "no member leads the shard")
@@ -117,10 +113,11 @@ func (p *pass) conditions() {
 	} else {
 		p.condition(v1.ConditionDegraded, false, "AllReady", "all members are ready")
 	}
-	voters := int32(len(st.Members))
-	if st.Bootstrapped && st.Leader == "" && voters-int32(lost) < resource.Quorum(voters) {
+	if lost, voters, is := p.quorumLost(); is && p.recovering() {
+		p.condition(v1.ConditionQuorumLost, true, "Recovering", fmt.Sprintf("%d of %d members are lost; the shard goes on from member %s", lost, voters, st.Recovery.Survivor))
+	} else if is {
 		p.condition(v1.ConditionQuorumLost, true, "VolumesLost", fmt.Sprintf(
-			"%d of %d members have lost their volume: those that are left can elect no leader; nothing is done before somebody decides", lost, voters))
+			"%d of %d members have lost their volume: those that are left can elect no leader; nothing is done before somebody decides: see kubectl countinghouse recover", lost, voters))
 	} else {
 		p.condition(v1.ConditionQuorumLost, false, "Quorum", "enough members have their volume")
 	}

@@ -7,6 +7,27 @@ import (
 	"testing"
 )
 
+// The same after each of the first writes of a recovery in which a member is given
+// up that has its volume.
+func TestOperatorStoppedWhileItIsolates(t *testing.T) {
+	want := ""
+	for at := range 13 {
+		w := newWorld(t)
+		w.loseThreeOfFive()
+		if at > 0 {
+			w.stopAt = w.writes + at
+		}
+		w.recoverFrom("futures-3")
+		w.converge()
+		w.expect()
+		if at == 0 {
+			want = w.place()
+		} else if got := w.place(); got != want {
+			t.Fatalf("stopped after write %d:\n%s\nwant:\n%s", at, got, want)
+		}
+	}
+}
+
 // The operator is stopped after every single write that it makes, and started
 // again: the shard ends in the same place, and nothing that must not be was done
 // on the way.

@@ -55,6 +55,10 @@ type world struct {
 	patient map[string]int       // attempts until a learner has caught up
 	dead    map[string]bool      // pods that do not come up
 	broken  []string             // what must never be
+	// token is that of the last recovery from a lost quorum, and givenUp are those that
+	// it left out.
+	token   string
+	givenUp map[string]bool
 }
 
 func newScheme(t *testing.T) *runtime.Scheme {
@@ -91,7 +95,7 @@ func newWorld(t *testing.T) *world {
 func emptyWorld(t *testing.T, namespace string) *world {
 	return &world{
 		t: t, name: types.NamespacedName{Namespace: namespace, Name: "futures"},
-		members: map[string]*storagepb.Member{}, disks: map[types.UID]string{}, patient: map[string]int{}, dead: map[string]bool{},
+		members: map[string]*storagepb.Member{}, disks: map[types.UID]string{}, patient: map[string]int{}, dead: map[string]bool{}, givenUp: map[string]bool{},
 	}
 }
 
@@ -146,6 +150,9 @@ func (w *world) mayDelete(o client.Object) {
 		}
 	case *corev1.Pod:
 		m := w.members[o.Name]
+		if w.recovering() {
+			return // there is no quorum to lose
+		}
 		if m == nil || !m.Voter || !w.shard().DeletionTimestamp.IsZero() || len(w.members) == 1 {
 			return
 		}
@@ -228,7 +235,10 @@ func (w *world) kubelet() {
 func (w *world) start(pod *corev1.Pod, claim *corev1.PersistentVolumeClaim) {
 	id, args := pod.Name, pod.Spec.Containers[0].Args
 	switch owner := w.disks[claim.UID]; {
+	case w.givenUp[id]:
+		w.violation("%s starts although it was given up", id)
 	case owner == id:
+		w.obey(id, args)
 	case owner != "":
 		w.violation("%s starts on the volume of %s", id, owner)
 	case w.members[id] != nil:
@@ -250,6 +260,40 @@ func (w *world) start(pod *corev1.Pod, claim *corev1.PersistentVolumeClaim) {
 		}
 		w.form(peers)
 	}
+}
+
+// recovering reports whether the operator has recorded a recovery that is not over.
+func (w *world) recovering() bool {
+	rec := w.shard().Status.Recovery
+	return rec != nil && rec.Phase != v1.RecoveryDone
+}
+
+// obey makes a member that is told to recover its shard's only voter, once for each
+// token.
+func (w *world) obey(id string, args []string) {
+	i := slices.IndexFunc(args, func(a string) bool { return strings.HasPrefix(a, "--recover=") })
+	if i < 0 || w.token == strings.TrimPrefix(args[i], "--recover=") {
+		return
+	}
+	w.token = strings.TrimPrefix(args[i], "--recover=")
+	if rec := w.shard().Status.Recovery; rec == nil || rec.Token != w.token || rec.Survivor != id {
+		w.violation("%s recovers, which is not recorded: %+v", id, rec)
+	}
+	if len(w.running()) >= w.quorum() {
+		w.violation("%s recovers while there is a quorum", id)
+	}
+	for other, m := range w.members {
+		if other == id {
+			m.Voter = true
+			continue
+		}
+		if w.client.Get(context.Background(), types.NamespacedName{Namespace: w.name.Namespace, Name: other}, new(corev1.Pod)) == nil {
+			w.violation("%s recovers while %s has a pod", id, other)
+		}
+		w.givenUp[other] = true
+		delete(w.members, other)
+	}
+	w.index++
 }
 
 func (w *world) form(peers string) {
@@ -279,7 +323,7 @@ func (w *world) Leader(context.Context) (*storagepb.StatusResponse, error) {
 	if !slices.Contains(running, w.leader) {
 		w.leader = running[0]
 	}
-	st := &storagepb.StatusResponse{Id: w.leader, MembershipIndex: w.index, Instruments: slices.Clone(w.owned)}
+	st := &storagepb.StatusResponse{Id: w.leader, MembershipIndex: w.index, Instruments: slices.Clone(w.owned), Recovery: &storagepb.Recovery{Token: w.token}}
 	for _, m := range w.members {
 		st.Members = append(st.Members, m)
 	}
@@ -427,6 +471,19 @@ func (w *world) list(into client.ObjectList) error {
 	return w.client.List(context.Background(), into, client.InNamespace(w.name.Namespace))
 }
 
+// recoverFrom asks for a recovery as somebody does who has decided.
+func (w *world) recoverFrom(id string) {
+	w.t.Helper()
+	s := w.shard()
+	if s.Annotations == nil {
+		s.Annotations = map[string]string{}
+	}
+	s.Annotations[v1.AnnotationRecoverFrom] = id
+	if err := w.client.Update(context.Background(), s); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // place describes where the shard has come to.
 func (w *world) place() string {
 	w.t.Helper()
@@ -446,8 +503,11 @@ func (w *world) place() string {
 		w.t.Fatal(err)
 	}
 	fmt.Fprintf(&b, "raft %v next %d owned %v\n", ids, s.Status.NextMember, w.owned)
+	if rec := s.Status.Recovery; rec != nil {
+		fmt.Fprintf(&b, "recovered from %s, without %v: %s, asked for %q\n", rec.Survivor, rec.GivenUp, rec.Phase, s.Annotations[v1.AnnotationRecoverFrom])
+	}
 	for _, c := range claims.Items {
-		fmt.Fprintf(&b, "claim %s %s\n", c.Name, c.Spec.Resources.Requests.Storage())
+		fmt.Fprintf(&b, "claim %s %s given up=%t\n", c.Name, c.Spec.Resources.Requests.Storage(), c.Annotations[built.AnnotationRecovery] != "")
 	}
 	for _, p := range pods.Items {
 		fmt.Fprintf(&b, "pod %s %s %s\n", p.Name, p.Status.Phase, p.Annotations[built.AnnotationSpecHash])

@@ -11,7 +11,8 @@ type InstrumentShardStatus struct {
 	// ObservedGeneration is the generation of the spec that the status is about.
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
-	// Conditions are Available, Progressing, Degraded, QuorumLost and Accepted.
+	// Conditions are Available, Progressing, Degraded, QuorumLost and Accepted, and
+	// Recovery where one was asked for.
 	//
 	// +listType=map
 	// +listMapKey=type
@@ -53,6 +54,9 @@ type InstrumentShardStatus struct {
 	// +listType=map
 	// +listMapKey=name
 	RefusedInstruments []RefusedInstrument `json:"refusedInstruments,omitempty"`
+
+	// Recovery from a lost quorum that is under way, or the last one.
+	Recovery *RecoveryStatus `json:"recovery,omitempty"`
 
 	// InstrumentSummary is the instruments in short, for people.
 	InstrumentSummary string `json:"instrumentSummary,omitempty"`
@@ -96,6 +100,47 @@ type MemberStatus struct {
 	First bool `json:"first,omitempty"`
 }
 
+// AnnotationRecoverFrom names the member from which a shard that has lost its quorum
+// for good shall go on. Whoever sets it gives the other members up, and what they
+// acknowledged without this one.
+const AnnotationRecoverFrom = "countinghouse.io/recover-from"
+
+// RecoveryPhase is how far a recovery from a lost quorum has come.
+//
+// +kubebuilder:validation:Enum=Isolating;Restarting;Refilling;Done
+type RecoveryPhase string
+
+// The phases, in their order.
+const (
+	// RecoveryIsolating: the pods of the members that are given up end.
+	RecoveryIsolating RecoveryPhase = "Isolating"
+	// RecoveryRestarting: the survivor starts as the shard's only voter.
+	RecoveryRestarting RecoveryPhase = "Restarting"
+	// RecoveryRefilling: the survivor leads, and others join.
+	RecoveryRefilling RecoveryPhase = "Refilling"
+	// RecoveryDone: the shard has all its members again.
+	RecoveryDone RecoveryPhase = "Done"
+)
+
+// RecoveryStatus records a recovery from a lost quorum.
+type RecoveryStatus struct {
+	// Survivor is the id of the member that the shard goes on from.
+	Survivor string `json:"survivor"`
+	// Token names the decision; the survivor carries it out once.
+	Token string `json:"token"`
+	// StartedAt is when the decision was recorded.
+	StartedAt metav1.Time `json:"startedAt"`
+	// FinishedAt is when the shard had all its members again.
+	FinishedAt *metav1.Time `json:"finishedAt,omitempty"`
+	// GivenUp are the ids of the members that never come back. Their volume claims
+	// stay until somebody deletes them.
+	//
+	// +listType=set
+	GivenUp []string `json:"givenUp,omitempty"`
+	// Phase of the recovery.
+	Phase RecoveryPhase `json:"phase"`
+}
+
 // RefusedInstrument is an instrument that another shard owns.
 type RefusedInstrument struct {
 	// Name of the instrument.
@@ -114,6 +159,9 @@ const (
 	ConditionDegraded = "Degraded"
 	// ConditionQuorumLost: the members that are left can not elect a leader.
 	ConditionQuorumLost = "QuorumLost"
+	// ConditionRecovery: a recovery from a lost quorum is under way; when false, its
+	// reason says that it was refused or is done.
+	ConditionRecovery = "Recovery"
 	// ConditionAccepted: the shard owns every instrument that the spec names.
 	ConditionAccepted = "Accepted"
 )

@@ -34,6 +34,11 @@ const (
 // pod with another one is replaced by a rollout.
 const AnnotationSpecHash = "countinghouse.io/spec-hash"
 
+// AnnotationRecovery holds, on a pod, the token of the recovery from a lost quorum
+// that it carries out, and on a volume claim the token of the one that gave its
+// member up: such a claim is never used again.
+const AnnotationRecovery = "countinghouse.io/recovery"
+
 // Ports of a storage node.
 const (
 	PortGRPC    = 7100

@@ -24,6 +24,9 @@ type Formation struct {
 	// Peers are the members that form the shard; empty for a member that joins one
 	// that is there already.
 	Peers []string
+	// Recover is the token of a recovery from a lost quorum in which the member is the
+	// survivor; empty for none.
+	Recover string
 }
 
 // Claim returns a member's volume claim. It has no owner: what becomes of it is
@@ -59,6 +62,9 @@ func Pod(s *v1.InstrumentShard, member string, f Formation, d Defaults) (*corev1
 	}
 	p.Labels[LabelMember] = member
 	p.Annotations = map[string]string{AnnotationSpecHash: hash}
+	if f.Recover != "" {
+		p.Annotations[AnnotationRecovery] = f.Recover
+	}
 	return p, nil
 }
 
@@ -180,6 +186,9 @@ func args(s *v1.InstrumentShard, member string, f Formation) []string {
 		fmt.Sprintf("--queries-max=%d", l.Queries),
 		fmt.Sprintf("--disk-reserve-bytes=%d", l.DiskReserveBytes),
 		fmt.Sprintf("--snapshot-send-bytes-per-second=%d", l.SnapshotSendBytesPerSecond),
+	}
+	if f.Recover != "" {
+		out = append(out, "--recover="+f.Recover)
 	}
 	if len(f.Peers) == 0 {
 		return append(out, "--join")

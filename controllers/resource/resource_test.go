@@ -163,6 +163,10 @@ func TestSpecHash(t *testing.T) {
 	if a.Annotations[AnnotationSpecHash] != b.Annotations[AnnotationSpecHash] {
 		t.Error("an upgrade of the operator would restart members")
 	}
+	c := pod(t, s, "futures-0", Formation{Recover: "t1"}, defaults)
+	if c.Annotations[AnnotationSpecHash] != hash || c.Annotations[AnnotationRecovery] != "t1" || !slices.Contains(c.Spec.Containers[0].Args, "--recover=t1") {
+		t.Errorf("a recovery: %v", c.Annotations)
+	}
 }
 
 func TestMemberNames(t *testing.T) {
