@@ -21,26 +21,32 @@ func (p *pass) accept(ctx context.Context) error {
 	if err := p.r.List(ctx, &all, client.InNamespace(p.shard.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return err
 	}
+	st := p.status()
+	st.Instruments, st.RefusedInstruments = instrumentsOf(p.shard, all.Items)
+	return nil
+}
+
+// instrumentsOf divides the instruments that a shard names into its own and those
+// of older shards of the cluster. The shard may be among all.
+func instrumentsOf(shard *v1.InstrumentShard, all []v1.InstrumentShard) (own []string, refused []v1.RefusedInstrument) {
 	owner := make(map[string]string)
-	for i := range all.Items {
-		other := &all.Items[i]
-		if other.UID == p.shard.UID || other.Spec.Cluster != p.shard.Spec.Cluster || !older(other, p.shard) {
+	for i := range all {
+		other := &all[i]
+		if other.UID == shard.UID || other.Spec.Cluster != shard.Spec.Cluster || !older(other, shard) {
 			continue
 		}
 		for _, name := range other.Spec.Instruments {
 			owner[name] = other.Name
 		}
 	}
-	st := p.status()
-	st.Instruments, st.RefusedInstruments = nil, nil
-	for _, name := range slices.Sorted(slices.Values(p.shard.Spec.Instruments)) {
+	for _, name := range slices.Sorted(slices.Values(shard.Spec.Instruments)) {
 		if by, taken := owner[name]; taken {
-			st.RefusedInstruments = append(st.RefusedInstruments, v1.RefusedInstrument{Name: name, Owner: by})
+			refused = append(refused, v1.RefusedInstrument{Name: name, Owner: by})
 			continue
 		}
-		st.Instruments = append(st.Instruments, name)
+		own = append(own, name)
 	}
-	return nil
+	return own, refused
 }
 
 // older reports whether a's claims come before b's.
@@ -276,58 +282,35 @@ func (p *pass) membership(ctx context.Context) error {
 	if err := p.forget(ctx); err != nil {
 		return err
 	}
-	for _, phase := range []func(context.Context) (bool, error){p.promote, p.learn, p.removeLost, p.enlist, p.dismiss} {
-		if done, err := phase(ctx); done || err != nil {
-			return err
-		}
+	return p.move(ctx, nextMove(p.status().Members, p.raft, p.shard.Spec.Replicas))
+}
+
+// move carries out a change of the membership.
+func (p *pass) move(ctx context.Context, m move) error {
+	switch m.kind {
+	case movePromote:
+		return p.step(ctx, fmt.Sprintf("learner %s catches up", m.id), func(ctx context.Context) error {
+			return p.admin.Promote(ctx, m.id, p.raft.index)
+		})
+	case moveLearn:
+		return p.learn(ctx, m.id)
+	case moveRemove:
+		return p.leave(ctx, m.id)
+	case moveEnlist:
+		return p.enlist(ctx)
 	}
 	return nil
 }
 
-// promote makes the learner a voter, once it has caught up.
-func (p *pass) promote(ctx context.Context) (bool, error) {
-	for _, m := range p.status().Members {
-		r := p.raft.members[m.ID]
-		if r == nil || r.Voter || m.Role == v1.RoleLost || m.Role == v1.RoleLeaving {
-			continue
-		}
-		return true, p.step(ctx, fmt.Sprintf("learner %s catches up", m.ID), func(ctx context.Context) error {
-			return p.admin.Promote(ctx, m.ID, p.raft.index)
-		})
+// learn adds a member to the shard once its pod runs.
+func (p *pass) learn(ctx context.Context, id string) error {
+	if pod := p.pods[id]; pod == nil || pod.Status.Phase != corev1.PodRunning {
+		p.later("member %s starts", id)
+		return nil
 	}
-	return false, nil
-}
-
-// learn adds a member whose pod runs to the shard.
-func (p *pass) learn(ctx context.Context) (bool, error) {
-	for _, m := range p.status().Members {
-		if p.raft.members[m.ID] != nil || m.Role == v1.RoleLost || m.Role == v1.RoleLeaving {
-			continue
-		}
-		if pod := p.pods[m.ID]; pod == nil || pod.Status.Phase != corev1.PodRunning {
-			p.later("member %s starts", m.ID)
-			return true, nil
-		}
-		return true, p.step(ctx, fmt.Sprintf("member %s joins", m.ID), func(ctx context.Context) error {
-			return p.admin.AddLearner(ctx, m.ID, resource.Address(p.shard, m.ID), p.raft.index)
-		})
-	}
-	return false, nil
-}
-
-// removeLost takes a member out whose volume is gone, as soon as another one has
-// taken its place, or at once where there is none to take it.
-func (p *pass) removeLost(ctx context.Context) (bool, error) {
-	for _, m := range p.status().Members {
-		if m.Role != v1.RoleLost || p.raft.members[m.ID] == nil {
-			continue
-		}
-		if p.raft.voters() <= p.shard.Spec.Replicas && p.joined() < p.shard.Spec.Replicas {
-			continue // enlist first
-		}
-		return true, p.leave(ctx, m.ID)
-	}
-	return false, nil
+	return p.step(ctx, fmt.Sprintf("member %s joins", id), func(ctx context.Context) error {
+		return p.admin.AddLearner(ctx, id, resource.Address(p.shard, id), p.raft.index)
+	})
 }
 
 // leave takes a member out of the shard, after the leadership if it has it.
@@ -342,40 +325,12 @@ func (p *pass) leave(ctx context.Context, id string) error {
 	})
 }
 
-// joined counts the members that take part, or are on their way to.
-func (p *pass) joined() (n int32) {
-	for _, m := range p.status().Members {
-		if m.Role != v1.RoleLost && m.Role != v1.RoleLeaving {
-			n++
-		}
-	}
-	return n
-}
-
 // enlist records a further member, which then gets a volume and a pod.
-func (p *pass) enlist(ctx context.Context) (bool, error) {
+func (p *pass) enlist(ctx context.Context) error {
 	st := p.status()
-	if p.joined() >= p.shard.Spec.Replicas {
-		return false, nil
-	}
-	st.Members = append(st.Members, v1.MemberStatus{ID: resource.MemberName(p.shard.Name, st.NextMember), Role: v1.RoleJoining})
-	st.NextMember++
+	st.Members, st.NextMember = enlisted(p.shard.Name, st.Members, st.NextMember)
 	p.later("member %s gets a volume", st.Members[len(st.Members)-1].ID)
-	return true, p.remember(ctx)
-}
-
-// dismiss takes the youngest member out where there are too many.
-func (p *pass) dismiss(ctx context.Context) (bool, error) {
-	if p.joined() <= p.shard.Spec.Replicas {
-		return false, nil
-	}
-	for _, m := range slices.Backward(p.status().Members) {
-		if m.Role == v1.RoleLost || m.Role == v1.RoleLeaving || p.raft.members[m.ID] == nil {
-			continue
-		}
-		return true, p.leave(ctx, m.ID)
-	}
-	return false, nil
+	return p.remember(ctx)
 }
 
 // forget removes pod and volume of members that the shard has let go of. A member

@@ -19,19 +19,19 @@ func (p *pass) rollout(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, id := range append(p.raft.laggingFirst(), p.raft.leader) {
+	id, ok := nextRestart(p.raft, func(id string) bool {
 		pod := p.pods[id]
-		if pod == nil || !pod.DeletionTimestamp.IsZero() || pod.Annotations[resource.AnnotationSpecHash] == hash {
-			continue
-		}
-		if id == p.raft.leader && p.raft.voters() > 1 {
-			return p.step(ctx, fmt.Sprintf("leadership moves off member %s, whose pod is to be replaced", id), func(ctx context.Context) error {
-				return p.admin.TransferLeadership(ctx, "")
-			})
-		}
-		return p.restart(ctx, id)
+		return pod != nil && pod.DeletionTimestamp.IsZero() && pod.Annotations[resource.AnnotationSpecHash] != hash
+	})
+	switch {
+	case !ok:
+		return nil
+	case id == p.raft.leader && p.raft.voters() > 1:
+		return p.step(ctx, fmt.Sprintf("leadership moves off member %s, whose pod is to be replaced", id), func(ctx context.Context) error {
+			return p.admin.TransferLeadership(ctx, "")
+		})
 	}
-	return nil
+	return p.restart(ctx, id)
 }
 
 func (p *pass) restart(ctx context.Context, id string) error {

@@ -58,6 +58,7 @@ type world struct {
 	// token is that of the last recovery from a lost quorum, and givenUp are those that
 	// it left out.
 	token   string
+	trace   []string // of what the operator did, as the steps of a plan
 	givenUp map[string]bool
 }
 
@@ -110,6 +111,9 @@ func (w *world) watched(c client.WithWatch) client.WithWatch {
 			return w.write(c.Update(ctx, o, opts...))
 		},
 		Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
+			if claim, ok := o.(*corev1.PersistentVolumeClaim); ok && w.operates {
+				w.did(StepGrow, claim.Name)
+			}
 			return w.write(c.Patch(ctx, o, p, opts...))
 		},
 		Delete: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.DeleteOption) error {
@@ -134,6 +138,15 @@ func (w *world) write(err error) error {
 	return err
 }
 
+func (w *world) did(kind StepKind, member string) {
+	w.trace = append(w.trace, strings.TrimSpace(string(kind)+" "+member))
+}
+
+// claim reports whether a member has its volume.
+func (w *world) claim(id string) bool {
+	return w.client.Get(context.Background(), types.NamespacedName{Namespace: w.name.Namespace, Name: id}, new(corev1.PersistentVolumeClaim)) == nil
+}
+
 func (w *world) violation(format string, args ...any) {
 	w.broken = append(w.broken, fmt.Sprintf(format, args...))
 }
@@ -150,6 +163,9 @@ func (w *world) mayDelete(o client.Object) {
 		}
 	case *corev1.Pod:
 		m := w.members[o.Name]
+		if m != nil && w.claim(o.Name) {
+			w.did(StepRestart, o.Name)
+		}
 		if w.recovering() {
 			return // there is no quorum to lose
 		}
@@ -341,6 +357,7 @@ func (w *world) change(index uint64, do func()) error {
 
 func (w *world) AddLearner(_ context.Context, id, address string, index uint64) error {
 	return w.change(index, func() {
+		w.did(StepJoin, id)
 		w.members[id] = &storagepb.Member{Id: id, Address: address}
 		w.patient[id] = 2
 	})
@@ -368,12 +385,16 @@ func (w *world) Remove(_ context.Context, id string, index uint64) error {
 	if left < voters/2+1 {
 		return refusal.ErrInvalid
 	}
-	return w.change(index, func() { delete(w.members, id) })
+	return w.change(index, func() {
+		w.did(StepLeave, id)
+		delete(w.members, id)
+	})
 }
 
 func (w *world) TransferLeadership(context.Context, string) error {
 	for _, id := range w.running() {
 		if id != w.leader {
+			w.did(StepTransfer, w.leader)
 			w.leader = id
 			return w.write(nil)
 		}
@@ -386,6 +407,7 @@ func (w *world) SafeToRestart(_ context.Context, id string) (bool, string, error
 }
 
 func (w *world) AssignInstruments(_ context.Context, instruments []string) error {
+	w.did(StepInstruments, "")
 	w.owned = slices.Clone(instruments)
 	return w.write(nil)
 }
