@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/countinghouse/countinghouse/cmd/countinghouse/output"
+	"github.com/countinghouse/countinghouse/cmd/countinghouse/replicas"
 	"github.com/countinghouse/countinghouse/storagenode/client"
 	"github.com/countinghouse/countinghouse/storagenode/storagepb"
 )
@@ -102,7 +103,7 @@ func printStats(p *output.Printer, all []memberStats) {
 		for _, i := range m.Instruments {
 			held = append(held, []string{
 				i.Instrument, m.Member, output.Count(i.LastSeq), output.Count(i.MemtableRecords),
-				output.Count(i.TableRecords), fmt.Sprint(i.Tables), epochName(i.Epoch), fmt.Sprintf("%08x", i.Chain),
+				output.Count(i.TableRecords), fmt.Sprint(i.Tables), replicas.EpochName(i.Epoch), fmt.Sprintf("%08x", i.Chain),
 			})
 		}
 	}
@@ -112,8 +113,6 @@ func printStats(p *output.Printer, all []memberStats) {
 	p.Table([]string{"instrument", "member", "records", "in memory", "in tables", "tables", "epoch", "chain"}, held)
 }
 
-// epochName prints an epoch as the writer's incarnation and session.
-func epochName(epoch uint64) string { return fmt.Sprintf("%d.%d", epoch>>32, epoch&0xffffffff) }
 
 // stateOf prints a member's state, whether its data is damaged, and how much has
 // come of a snapshot that it receives.

@@ -143,7 +143,7 @@ func (c *comparison) apart(name string) string {
 			first, holder = st, member
 		case st.LastSeq != first.LastSeq || st.Epoch != first.Epoch:
 			return fmt.Sprintf("%s: %s is at seq %d of epoch %s, %s at seq %d of epoch %s", name,
-				holder, first.LastSeq, epochName(first.Epoch), member, st.LastSeq, epochName(st.Epoch))
+				holder, first.LastSeq, EpochName(first.Epoch), member, st.LastSeq, EpochName(st.Epoch))
 		}
 	}
 	return ""
@@ -189,5 +189,5 @@ func (c *comparison) records() (n uint64) {
 	return n
 }
 
-// epochName prints an epoch as the writer's incarnation and session.
-func epochName(epoch uint64) string { return fmt.Sprintf("%d.%d", epoch>>32, epoch&0xffffffff) }
+// EpochName prints an epoch as the writer's incarnation and session.
+func EpochName(epoch uint64) string { return fmt.Sprintf("%d.%d", epoch>>32, epoch&0xffffffff) }
