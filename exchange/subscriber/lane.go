@@ -130,6 +130,7 @@ func (l *lane) beginSession() {
 	l.link = nil
 	// The cursor lies between itself and what is published: this can not fail.
 	_ = l.reader.Seek(l.reader.Cursor())
+	l.noteOldest()
 }
 
 func (l *lane) endSession() {
@@ -375,9 +376,12 @@ func (l *lane) moveCursor() {
 	l.noteOldest()
 }
 
-// noteOldest remembers the time of the first record that is not done with.
+// noteOldest remembers the time of the first record that is not done with, 0 for
+// none: the time of one that is done with would be the age of the next one.
 func (l *lane) noteOldest() {
+	var t int64
 	if r, ok := l.reader.At(l.reader.Cursor() + 1); ok {
-		l.stats.oldest.Store(r.Time)
+		t = r.Time
 	}
+	l.stats.oldest.Store(t)
 }

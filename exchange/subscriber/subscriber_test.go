@@ -272,6 +272,31 @@ func TestStorageAwayForLong(t *testing.T) {
 	}
 }
 
+// A lane that has delivered everything must not show the age of what it delivered
+// when the next record, of any shard, is published.
+func TestALaneThatIsDoneHasNoAge(t *testing.T) {
+	r := newRig(t)
+	r.fake.down = true
+	s, stop := r.start(1)
+	r.publish("A", "C")
+	for _, l := range s.lanes {
+		for l.snapshot(time.Now()).LagAge == 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	r.fake.set(func() { r.fake.down = false })
+	r.drain(s)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	r.publish("B")
+	for _, l := range s.lanes {
+		if st := l.snapshot(time.Now().Add(time.Hour)); st.LagRecords == 0 || st.LagAge != 0 {
+			t.Errorf("%+v", st)
+		}
+	}
+}
+
 func TestHungLeaderIsLeft(t *testing.T) {
 	r := newRig(t)
 	r.options.AckTimeout = 20 * time.Millisecond
