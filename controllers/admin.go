@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"time"
 
 	"github.com/countinghouse/countinghouse/storagenode/client"
 	"github.com/countinghouse/countinghouse/storagenode/storagepb"
@@ -33,9 +34,13 @@ type Admin interface {
 // Dial returns an Admin that reaches the shard's members.
 type Dial func(m *client.Map) (Admin, error)
 
+// attemptTimeout is how long one member may take to answer: short enough that the
+// others are still asked within askTimeout when its node does not.
+const attemptTimeout = 2 * time.Second
+
 // DialMembers is Dial over gRPC.
 func DialMembers(m *client.Map) (Admin, error) {
-	c, err := client.New(m, client.Options{})
+	c, err := client.New(m, client.Options{AttemptTimeout: attemptTimeout})
 	if err != nil {
 		return nil, err
 	}

@@ -204,7 +204,11 @@ func (p *pass) runPods(ctx context.Context) error {
 		m := &p.status().Members[i]
 		pod := p.pods[m.ID]
 		switch {
-		case m.Role == v1.RoleLost || m.Role == v1.RoleLeaving || m.ClaimUID == "":
+		case m.Role == v1.RoleLost || m.Role == v1.RoleLeaving:
+			if err := p.markLeaving(ctx, pod); err != nil {
+				return err
+			}
+		case m.ClaimUID == "":
 		case pod == nil:
 			built, err := resource.Pod(p.shard, m.ID, p.formation(m), p.r.Defaults)
 			if err != nil {
@@ -227,6 +231,18 @@ func (p *pass) runPods(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// markLeaving labels the pod, nil for none, of a member that goes: the scheduler then
+// does not count it when it finds a node for the one that takes its place, which
+// would otherwise land beside another member.
+func (p *pass) markLeaving(ctx context.Context, pod *corev1.Pod) error {
+	if pod == nil || pod.Labels[resource.LabelLeaving] != "" {
+		return nil
+	}
+	before := pod.DeepCopy()
+	pod.Labels[resource.LabelLeaving] = "true"
+	return client.IgnoreNotFound(p.r.Patch(ctx, pod, client.MergeFrom(before)))
 }
 
 func ready(pod *corev1.Pod) bool {

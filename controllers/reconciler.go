@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -156,6 +157,14 @@ func (p *pass) later(format string, args ...any) {
 	}
 }
 
+// unready is 0 for a pod that is ready, and 1 for another one.
+func unready(pod *corev1.Pod) int {
+	if ready(pod) {
+		return 0
+	}
+	return 1
+}
+
 // observe lists what there is, and asks the shard's leader for its members.
 func (p *pass) observe(ctx context.Context) error {
 	var pods corev1.PodList
@@ -200,6 +209,10 @@ func (p *pass) ask(ctx context.Context) error {
 	if len(m.Shards[0].Members) == 0 {
 		return nil
 	}
+	// One that is not ready may be on a node that does not answer.
+	slices.SortStableFunc(m.Shards[0].Members, func(a, b storage.Member) int {
+		return cmp.Compare(unready(p.pods[a.ID]), unready(p.pods[b.ID]))
+	})
 	admin, err := p.r.Dial(m)
 	if err != nil {
 		return err

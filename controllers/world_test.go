@@ -105,6 +105,7 @@ func emptyWorld(t *testing.T, namespace string) *world {
 func (w *world) watched(c client.WithWatch) client.WithWatch {
 	return interceptor.NewClient(c, interceptor.Funcs{
 		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+			w.mayCreate(o)
 			return w.write(c.Create(ctx, o, opts...))
 		},
 		Update: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.UpdateOption) error {
@@ -149,6 +150,24 @@ func (w *world) claim(id string) bool {
 
 func (w *world) violation(format string, args ...any) {
 	w.broken = append(w.broken, fmt.Sprintf(format, args...))
+}
+
+// mayCreate judges a pod that the operator creates: the scheduler must not count
+// those of members that go.
+func (w *world) mayCreate(o client.Object) {
+	if _, ok := o.(*corev1.Pod); !ok || !w.operates {
+		return
+	}
+	var pods corev1.PodList
+	if err := w.list(&pods); err != nil {
+		w.t.Fatal(err)
+	}
+	for _, m := range w.shard().Status.Members {
+		i := slices.IndexFunc(pods.Items, func(p corev1.Pod) bool { return p.Name == m.ID })
+		if i >= 0 && (m.Role == v1.RoleLost || m.Role == v1.RoleLeaving) && pods.Items[i].Labels[built.LabelLeaving] == "" {
+			w.violation("pod %s is created, and that of %s, which is %s, is not marked", o.GetName(), m.ID, m.Role)
+		}
+	}
 }
 
 // mayDelete notices a deletion that would cost data or the quorum.

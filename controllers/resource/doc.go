@@ -24,6 +24,8 @@ const (
 	LabelManagedBy = "app.kubernetes.io/managed-by"
 	LabelShard     = "countinghouse.io/shard"
 	LabelMember    = "countinghouse.io/member"
+	// LabelLeaving is on the pod of a member that has lost its volume or leaves.
+	LabelLeaving = "countinghouse.io/leaving"
 	// LabelAccess is set to AccessAllowed on pods of others, such as the exchange,
 	// that may connect to storage nodes.
 	LabelAccess   = "countinghouse.io/storage-access"

@@ -120,7 +120,10 @@ func spread(s *v1.InstrumentShard) []corev1.TopologySpreadConstraint {
 		return corev1.TopologySpreadConstraint{
 			MaxSkew: 1, TopologyKey: key, WhenUnsatisfiable: when,
 			NodeTaintsPolicy: ptr(corev1.NodeInclusionPolicyHonor),
-			LabelSelector:    &metav1.LabelSelector{MatchLabels: ShardLabels(s.Name)},
+			LabelSelector: &metav1.LabelSelector{
+				MatchLabels:      ShardLabels(s.Name),
+				MatchExpressions: []metav1.LabelSelectorRequirement{{Key: LabelLeaving, Operator: metav1.LabelSelectorOpDoesNotExist}},
+			},
 		}
 	}
 	return []corev1.TopologySpreadConstraint{
