@@ -29,8 +29,9 @@ const startTimeout = 2 * time.Minute
 
 var shared struct {
 	sync.Mutex
-	env *envtest.Environment
-	err error
+	env     *envtest.Environment
+	release func() // of its guard
+	err     error
 }
 
 // Main runs the tests of a package, and ends what Config started. For TestMain.
@@ -42,7 +43,11 @@ func Main(m *testing.M) int {
 	if shared.env == nil {
 		return code
 	}
-	if err := shared.env.Stop(); err != nil {
+	err := shared.env.Stop()
+	if shared.release != nil {
+		shared.release()
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "API server:", err)
 		return max(code, 1)
 	}
@@ -56,7 +61,9 @@ func Config(t *testing.T) *rest.Config {
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.env == nil && shared.err == nil {
-		shared.env, shared.err = start()
+		if shared.env, shared.err = start(); shared.err == nil {
+			shared.release, shared.err = guard()
+		}
 	}
 	if shared.err != nil {
 		t.Fatal(shared.err)
