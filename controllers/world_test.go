@@ -37,6 +37,7 @@ type world struct {
 	operator client.WithWatch // the operator's
 	cache    client.Reader    // what the operator reads, for one that lags; nil: operator
 	name     types.NamespacedName
+	pod      func(id string) *corev1.Pod // of a member; nil for none
 	// cluster is what a cluster does before its kubelets do; nil for nothing.
 	cluster func()
 
@@ -94,10 +95,18 @@ func newWorld(t *testing.T) *world {
 }
 
 func emptyWorld(t *testing.T, namespace string) *world {
-	return &world{
+	w := &world{
 		t: t, name: types.NamespacedName{Namespace: namespace, Name: "futures"},
 		members: map[string]*storagepb.Member{}, disks: map[types.UID]string{}, patient: map[string]int{}, dead: map[string]bool{}, givenUp: map[string]bool{},
 	}
+	w.pod = func(id string) *corev1.Pod {
+		pod := new(corev1.Pod)
+		if w.client.Get(context.Background(), types.NamespacedName{Namespace: w.name.Namespace, Name: id}, pod) != nil {
+			return nil
+		}
+		return pod
+	}
+	return w
 }
 
 // watched returns a client whose writes are counted and judged while the operator
@@ -221,9 +230,8 @@ func (w *world) staying() []string {
 
 func (w *world) votersThat(also func(*corev1.Pod) bool) (ids []string) {
 	for id, m := range w.members {
-		pod := new(corev1.Pod)
-		err := w.client.Get(context.Background(), types.NamespacedName{Namespace: w.name.Namespace, Name: id}, pod)
-		if m.Voter && err == nil && pod.Status.Phase == corev1.PodRunning && also(pod) {
+		pod := w.pod(id)
+		if m.Voter && pod != nil && pod.Status.Phase == corev1.PodRunning && also(pod) {
 			ids = append(ids, id)
 		}
 	}
