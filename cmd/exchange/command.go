@@ -35,6 +35,7 @@ var errUsage = errors.New("usage")
 // flags are the command line.
 type flags struct {
 	cluster, shards, instruments, outbox string
+	shardsFrom, namespace, kubeconfig    string
 	listen, metricsListen                string
 	quota, policy, preset                string
 	segmentRecords, headroomRecords      int
@@ -68,7 +69,7 @@ func execute(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 func newCommand() *cobra.Command {
 	var f flags
 	cmd := &cobra.Command{
-		Use:   "exchange --shards FILE --outbox DIR",
+		Use:   "exchange (--shards FILE | --shards-from kubernetes --cluster NAME) --outbox DIR",
 		Short: "Run an exchange in front of the shards that keep its records",
 		Long: "Run an exchange in front of the shards that keep its records.\n\n" +
 			"It first recovers: it delivers what the outbox holds, rebuilds books and accounts from the shards, and\n" +
@@ -96,9 +97,12 @@ func newCommand() *cobra.Command {
 
 func (f *flags) bind(cmd *cobra.Command) {
 	fs := cmd.Flags()
-	fs.StringVar(&f.shards, "shards", "", "file with the shard map (required)")
+	fs.StringVar(&f.shards, "shards", "", "file with the shard map (required unless --shards-from says otherwise)")
+	fs.StringVar(&f.shardsFrom, "shards-from", fromFile, "where the shard map comes from: file, or kubernetes for the InstrumentShards of a namespace")
+	fs.StringVar(&f.namespace, "namespace", "", "the InstrumentShards' namespace (default: $POD_NAMESPACE, the service account's or the kubeconfig's)")
+	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "file that says how the Kubernetes API server is reached (default: as a pod of the cluster)")
 	fs.StringVar(&f.outbox, "outbox", "", "directory of the outbox; its parent must exist (required)")
-	fs.StringVar(&f.cluster, "cluster", "", "name of the cluster, if the shard map's is to be checked")
+	fs.StringVar(&f.cluster, "cluster", "", "name of the cluster: required for kubernetes; with a file, the shard map's must be the same")
 	fs.StringVar(&f.instruments, "instruments", "", "file with the instruments' terms (default: IF2501, IC2501 and IH2501)")
 	fs.StringVar(&f.listen, "listen", "127.0.0.1:0", "host:port to serve on; port 0 takes a free one")
 	fs.StringVar(&f.metricsListen, "metrics-listen", "", "host:port to serve Prometheus metrics on, at /metrics (default: none)")
@@ -134,6 +138,7 @@ func (f *flags) config(cmd *cobra.Command, log *slog.Logger) (exchange.Config, e
 		flag string
 		set  func() error
 	}{
+		{"shards-from", f.checkSource},
 		{"shards", func() error { c.Shards, err = f.shardMap(); return err }},
 		{"outbox", func() error { return required(f.outbox) }},
 		{"instruments", func() error { c.Instruments, err = f.instrumentSet(); return err }},
@@ -186,7 +191,11 @@ func notNegative(d time.Duration) error {
 	return nil
 }
 
+// shardMap returns the map of the file, nil where it comes from elsewhere.
 func (f *flags) shardMap() (*client.Map, error) {
+	if f.shardsFrom != fromFile {
+		return nil, nil
+	}
 	if err := required(f.shards); err != nil {
 		return nil, err
 	}

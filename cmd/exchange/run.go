@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"github.com/countinghouse/countinghouse/exchange"
@@ -43,6 +44,12 @@ func (f *flags) run(ctx context.Context, cmd *cobra.Command) (err error) {
 	if err != nil {
 		return err
 	}
+	var source *shardSource
+	if f.shardsFrom == fromKubernetes {
+		if source, err = f.kubernetes(log); err != nil {
+			return fmt.Errorf("%w: --shards-from kubernetes: %w", errUsage, err)
+		}
+	}
 	// The ports first: a second exchange on them fails without a trace.
 	l, err := listen("listen", f.listen)
 	if err != nil {
@@ -56,13 +63,20 @@ func (f *flags) run(ctx context.Context, cmd *cobra.Command) (err error) {
 		}
 		defer metrics.Close()
 	}
-	return f.serve(ctx, cmd, config, l, metrics)
+	return f.serve(ctx, cmd, config, source, l, metrics)
 }
 
 // serve answers on l: while the exchange recovers only to say so, and then until
-// ctx ends or the exchange can not go on.
-func (f *flags) serve(ctx context.Context, cmd *cobra.Command, config exchange.Config, l, metrics net.Listener) error {
-	s, err := server.New(server.Options{})
+// ctx ends or the exchange can not go on. source is nil when the configuration has
+// its shard map.
+func (f *flags) serve(ctx context.Context, cmd *cobra.Command, config exchange.Config, source *shardSource, l, metrics net.Listener) error {
+	var options server.Options
+	if source != nil {
+		options.Metrics = []prometheus.Collector{source.watcher}
+		stop := source.start()
+		defer stop()
+	}
+	s, err := server.New(options)
 	if err != nil {
 		return err
 	}
@@ -73,7 +87,7 @@ func (f *flags) serve(ctx context.Context, cmd *cobra.Command, config exchange.C
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	config.Log.Info("recovering", "address", l.Addr().String())
-	x, err := open(ctx, config, s)
+	x, err := open(ctx, config, source, s)
 	if err != nil {
 		s.Stop(0)
 		return err
@@ -98,7 +112,12 @@ func (f *flags) serve(ctx context.Context, cmd *cobra.Command, config exchange.C
 }
 
 // open recovers the exchange and opens s to it.
-func open(ctx context.Context, config exchange.Config, s *server.Server) (*exchange.Exchange, error) {
+func open(ctx context.Context, config exchange.Config, source *shardSource, s *server.Server) (*exchange.Exchange, error) {
+	if source != nil {
+		if err := source.prepare(ctx, &config); err != nil {
+			return nil, err
+		}
+	}
 	x, err := exchange.Open(ctx, config)
 	if errors.Is(err, exchange.ErrConfig) {
 		return nil, fmt.Errorf("%w: %w", errUsage, err)

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"k8s.io/client-go/rest"
 
 	"github.com/countinghouse/countinghouse/exchange"
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
@@ -22,6 +23,7 @@ import (
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode"
 	"github.com/countinghouse/countinghouse/storagenode/client"
+	"github.com/countinghouse/countinghouse/storagenode/client/kubeshards"
 	"github.com/countinghouse/countinghouse/storagenode/replica"
 )
 
@@ -31,6 +33,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	real := map[string]bool{}
 	nodeMetrics(t, real)
 	exchangeMetrics(t, real)
+	shardsMetrics(t, real)
 	if len(real) < 80 {
 		t.Fatalf("the servers have %d metrics only", len(real))
 	}
@@ -94,9 +97,24 @@ func nodeMetrics(t *testing.T, into map[string]bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	describe(storagenode.New(r, storagenode.Options{}), into)
+}
+
+// shardsMetrics describes those of an exchange that takes its shards from Kubernetes.
+func shardsMetrics(t *testing.T, into map[string]bool) {
+	t.Helper()
+	w, err := kubeshards.New(kubeshards.Config{REST: &rest.Config{Host: "127.0.0.1:1"}, Namespace: "trading", Cluster: "demo"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	describe(w, into)
+}
+
+// describe notes the names of a collector's metrics.
+func describe(c prometheus.Collector, into map[string]bool) {
 	descriptions := make(chan *prometheus.Desc)
 	go func() {
-		storagenode.New(r, storagenode.Options{}).Describe(descriptions)
+		c.Describe(descriptions)
 		close(descriptions)
 	}()
 	for d := range descriptions {

@@ -34,10 +34,12 @@ var allowed = map[string][]string{
 	"storagenode": {
 		"record", "storagenode/refusal", "storagenode/storagepb", "storagenode/replica", "storagenode/store", "version",
 	},
-	"storagenode/node":      {"record", "storagenode", "storagenode/refusal", "storagenode/replica", "storagenode/store", "storagenode/wal", "storagenode/storagepb", "version"},
-	"storagenode/client":    {"record", "storagenode/refusal", "storagenode/storagepb"},
-	"storagenode/fire":      {},
-	"storagenode/diskfault": {},
+	"storagenode/node":   {"record", "storagenode", "storagenode/refusal", "storagenode/replica", "storagenode/store", "storagenode/wal", "storagenode/storagepb", "version"},
+	"storagenode/client": {"record", "storagenode/refusal", "storagenode/storagepb"},
+	// The address of a member is the resource package's to say.
+	"storagenode/client/kubeshards": {"api/v1", "controllers/resource", "storagenode/client"},
+	"storagenode/fire":              {},
+	"storagenode/diskfault":         {},
 
 	"exchange/exchangepb": {},
 	"exchange/order":      {"record"},
@@ -67,7 +69,7 @@ var allowed = map[string][]string{
 	"localcluster/netfault": {},
 	"localcluster":          {"storagenode/client", "storagenode/node"},
 	"cmd/storagenode":       {"storagenode/node", "version"},
-	"cmd/exchange":          {"exchange", "exchange/", "storagenode/client", "version"},
+	"cmd/exchange":          {"record", "exchange", "exchange/", "storagenode/client", "storagenode/client/kubeshards", "version"},
 	"cmd/operator":          {"api/v1", "controllers", "controllers/resource", "version"},
 	"cmd/countinghouse":     {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "storagenode/", "version"},
 	"cmd/countinghouse/":    {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "localcluster/", "storagenode/", "version"},
@@ -86,6 +88,25 @@ func TestImportsRunDownward(t *testing.T) {
 			if is && !matches(rule, ours) {
 				t.Errorf("%s must not import %s", name, ours)
 			}
+		}
+	}
+}
+
+// kubernetes lists the packages that may import those of Kubernetes. A name that
+// ends in "/" stands for all below it.
+var kubernetes = []string{"api/v1", "controllers", "controllers/", "storagenode/client/kubeshards", "cmd/operator", "cmd/kubectl-countinghouse"}
+
+// isKubernetes reports whether an import is one of Kubernetes; sigs.k8s.io/yaml has
+// nothing to do with it.
+func isKubernetes(imp string) bool {
+	return strings.HasPrefix(imp, "k8s.io/") || strings.HasPrefix(imp, "sigs.k8s.io/") && imp != "sigs.k8s.io/yaml"
+}
+
+func TestKubernetesStaysWhereItBelongs(t *testing.T) {
+	for _, p := range listPackages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		if i := slices.IndexFunc(p.Imports, isKubernetes); i >= 0 && !matches(kubernetes, name) {
+			t.Errorf("%s must not import %s", name, p.Imports[i])
 		}
 	}
 }
