@@ -175,7 +175,7 @@ func (f *fleet) note(change func()) {
 // await returns once something is the case.
 func (f *fleet) await(what string, is func() bool) {
 	f.t.Helper()
-	timeout := time.After(2 * time.Minute)
+	timeout := time.After(2*time.Minute + time.Duration(len(f.worlds))*time.Second)
 	for {
 		f.mu.Lock()
 		ok, changed := is(), f.changed
@@ -186,7 +186,7 @@ func (f *fleet) await(what string, is func() bool) {
 		select {
 		case <-changed:
 		case <-timeout:
-			f.t.Fatalf("minutes on it is still not so that %s: %v", what, f.done)
+			f.t.Fatalf("minutes on it is still not so that %s: %d shards have converged", what, len(f.done))
 		}
 	}
 }
