@@ -88,7 +88,7 @@ func newRoot() *cobra.Command {
 	}
 	root.PersistentFlags().VarP(&s.format, "output", "o", `"table" for people, "json" for machines`)
 	root.AddCommand(newTorture(s))
-	root.AddCommand(newScan(s), newGet(s), newTail(s), newStats(s), newVerify(s), newRecover(s), newCluster(s), newDemo(s), newReplay(s), newNode())
+	root.AddCommand(newScan(s), newGet(s), newTail(s), newStats(s), newVerify(s), newRecover(s), newCluster(s), newDemo(s), newReplay(s), newProbe(s), newNode())
 	return root
 }
 
