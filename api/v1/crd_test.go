@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -95,7 +96,14 @@ func parse(t *testing.T, spec string) map[string]any {
 		t.Fatal(err)
 	}
 	merge(obj, patch)
-	var out map[string]any // numbers as a JSON decoder of the API server gives them
+	return reencode(t, obj)
+}
+
+// reencode returns an object with numbers as a JSON decoder of the API server gives
+// them.
+func reencode(t *testing.T, obj map[string]any) map[string]any {
+	t.Helper()
+	var out map[string]any
 	b, err := json.Marshal(obj)
 	if err == nil {
 		err = utiljson.Unmarshal(b, &out)
@@ -255,5 +263,43 @@ func TestRules(t *testing.T) {
 			_, err := s.admit(parse(t, c.spec), old)
 			c.judge(t, err)
 		})
+	}
+}
+
+// The samples are what the API server takes.
+func TestSamplesAreAdmitted(t *testing.T) {
+	s := newServer(t)
+	n := 0
+	for _, pattern := range []string{"../../config/samples/*.yaml", "../../config/samples/*/*.yaml"} {
+		paths, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range paths {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, doc := range strings.Split("\n"+string(text), "\n---") {
+				obj := map[string]any{}
+				if err := yaml.Unmarshal([]byte(doc), &obj); err != nil {
+					t.Fatalf("%s: %v", path, err)
+				}
+				if obj["kind"] != "InstrumentShard" {
+					continue
+				}
+				n++
+				obj = reencode(t, obj)
+				if err := yaml.UnmarshalStrict([]byte(doc), new(InstrumentShard)); err != nil {
+					t.Errorf("%s: %v", path, err)
+				}
+				if _, err := s.admit(obj, nil); err != nil {
+					t.Errorf("%s: %v", path, err)
+				}
+			}
+		}
+	}
+	if n != 4 {
+		t.Errorf("%d samples were tried", n)
 	}
 }
