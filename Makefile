@@ -3,6 +3,11 @@
 GO        ?= go
 TOOL      := $(GO) tool -modfile=tools/generate/go.mod
 LINT      := $(GO) tool -modfile=tools/lint/go.mod golangci-lint
+HELM      := $(GO) tool -modfile=tools/helm/go.mod helm
+HELM4     := $(GO) tool -modfile=tools/helm4/go.mod helm
+CHART     := charts/countinghouse
+# Everything on; a helm that is built as a tool assumes an old Kubernetes.
+CHARTARGS := --namespace system --kube-version v1.30.0 --api-versions countinghouse.io/v1/InstrumentShard --values charts/testdata/values.yaml
 BIN       := bin
 FUZZTIME  ?= 10s
 DEMO_ARGS ?=
@@ -12,7 +17,7 @@ STAMP     := -X github.com/countinghouse/countinghouse/version.Build=$(GIT_DESC)
 LDFLAGS   := -ldflags "$(STAMP)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kube check generate bench build images fuzz clean
+.PHONY: help demo test kube check chart generate bench build images fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +26,7 @@ demo: build ## trade on one machine while a storage leader is killed, and prove 
 	@$(BIN)/countinghouse demo $(DEMO_ARGS)
 
 test: kube ## run every test that needs no cluster, with the race detector where it makes sense
+	@$(HELM) version --short >/dev/null # which the chart's tests use, and which takes minutes to build once
 	$(GO) test -race -timeout 8m ./...
 	$(GO) test -timeout 2m ./storagenode/stablestore
 	$(GO) test -timeout 2m -run TestTenThousand ./storagenode
@@ -31,18 +37,28 @@ test: kube ## run every test that needs no cluster, with the race detector where
 kube: ## the Kubernetes API server and etcd that tests run against, from Go modules (minutes the first time)
 	$(GO) run ./internal/apiserver/build
 
-check: ## formatting, vet, lint, stale generated code
+check: chart ## formatting, vet, lint, the chart, stale generated code
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
 	$(LINT) run ./...
 	$(MAKE) --no-print-directory generate
-	@git diff --exit-code --stat -- '*.pb.go' api config || { echo "generated code is stale: run 'make generate' and commit the result"; exit 1; }
+	@git diff --exit-code --stat -- '*.pb.go' api config $(CHART)/files || { echo "generated code is stale: run 'make generate' and commit the result"; exit 1; }
 
 generate: ## code from the .proto files, the CRD and deep copies from api/, RBAC from controllers/
 	$(TOOL) buf lint
 	$(TOOL) buf generate
 	$(TOOL) controller-gen object crd paths=./api/... output:crd:dir=config/crd
 	$(TOOL) controller-gen rbac:roleName=countinghouse-operator paths=./controllers/... output:rbac:dir=config/rbac
+	cp config/crd/countinghouse.io_instrumentshards.yaml $(CHART)/files/crd.yaml
+	cp config/rbac/role.yaml $(CHART)/files/role.yaml
+
+chart: ## lint the Helm chart and render it with Helm 3 and 4, which must agree
+	@mkdir -p $(BIN)/chart
+	$(HELM) lint --strict $(CHART) --values charts/testdata/values.yaml --kube-version v1.30.0
+	$(HELM4) lint --strict $(CHART) --values charts/testdata/values.yaml --kube-version v1.30.0
+	@$(HELM) template x $(CHART) $(CHARTARGS) >$(BIN)/chart/helm3.yaml
+	@$(HELM4) template x $(CHART) $(CHARTARGS) >$(BIN)/chart/helm4.yaml
+	@diff $(BIN)/chart/helm3.yaml $(BIN)/chart/helm4.yaml
 
 bench: ## benchmarks of the packages, with their floors and peers beside them
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...

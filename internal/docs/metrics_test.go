@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -30,13 +31,7 @@ import (
 // Every metric of the two servers has a row among the metrics, and no other
 // metric is named anywhere.
 func TestMetricsAreDocumented(t *testing.T) {
-	real := map[string]bool{}
-	nodeMetrics(t, real)
-	exchangeMetrics(t, real)
-	shardsMetrics(t, real)
-	if len(real) < 80 {
-		t.Fatalf("the servers have %d metrics only", len(real))
-	}
+	real := realMetrics(t)
 	listed := map[string]bool{}
 	for _, page := range pages {
 		for _, l := range readPage(t, page) {
@@ -58,6 +53,44 @@ func TestMetricsAreDocumented(t *testing.T) {
 		if !listed[name] {
 			t.Errorf("%s: the list of metrics lacks %s", bounds, name)
 		}
+	}
+}
+
+// realMetrics returns the names of all metrics that the servers have.
+func realMetrics(t *testing.T) map[string]bool {
+	t.Helper()
+	all := map[string]bool{}
+	nodeMetrics(t, all)
+	exchangeMetrics(t, all)
+	shardsMetrics(t, all)
+	if len(all) < 80 {
+		t.Fatalf("the servers have %d metrics only", len(all))
+	}
+	return all
+}
+
+var (
+	ourMetric  = regexp.MustCompile(`\b(?:countinghouse|storagenode)_[a-z_]+\b`)
+	partOfHist = regexp.MustCompile(`_(bucket|sum|count)$`)
+)
+
+// The chart's alerts and its dashboard ask for metrics that there are.
+func TestChartAsksForRealMetrics(t *testing.T) {
+	real, asked := realMetrics(t), map[string]bool{}
+	for _, file := range []string{"alerts.yaml", "dashboard.json"} {
+		text, err := os.ReadFile(filepath.Join(root, "charts/countinghouse/files", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range ourMetric.FindAllString(string(text), -1) {
+			asked[name] = true
+			if label := name == "countinghouse_io_shard"; !label && !real[name] && !real[partOfHist.ReplaceAllString(name, "")] {
+				t.Errorf("%s: no server has the metric %s", file, name)
+			}
+		}
+	}
+	if len(asked) < 25 {
+		t.Errorf("only %d metrics are asked for", len(asked))
 	}
 }
 

@@ -64,6 +64,8 @@ var allowed = map[string][]string{
 	"controllers":          {"api/v1", "controllers/resource", "storagenode/client", "storagenode/storagepb"},
 	"controllers/resource": {"api/v1"},
 
+	"charts": {},
+
 	"orderflow":             {"record"},
 	"orderflow/":            {"record", "orderflow"},
 	"localcluster/netfault": {},

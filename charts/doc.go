@@ -1,0 +1,2 @@
+// Package charts holds the tests of the Helm chart and of the manifests in config.
+package charts
