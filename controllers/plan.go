@@ -19,13 +19,13 @@ type StepKind string
 
 // The kinds.
 const (
-	StepCreate      StepKind = "create"      // a first member gets its volume and its pod
-	StepGrow        StepKind = "grow"        // a volume becomes larger
-	StepInstruments StepKind = "instruments" // the shard is told what it owns
-	StepJoin        StepKind = "join"        // a member gets a volume and a pod, and becomes a learner, then a voter
-	StepTransfer    StepKind = "transfer"    // the leadership moves
-	StepLeave       StepKind = "leave"       // a member leaves the shard, its pod ends
-	StepRestart     StepKind = "restart"     // a member's pod is replaced
+	StepCreate      StepKind = "create"   // a first member gets its volume and its pod
+	StepGrow        StepKind = "grow"     // a volume becomes larger
+	StepInstruments StepKind = "assign"   // the shard is told what it owns
+	StepJoin        StepKind = "join"     // a member gets a volume and a pod, and becomes a learner, then a voter
+	StepTransfer    StepKind = "transfer" // the leadership moves
+	StepLeave       StepKind = "leave"    // a member leaves the shard, its pod ends
+	StepRestart     StepKind = "restart"  // a member's pod is replaced
 )
 
 // Step is one thing that the operator would do.

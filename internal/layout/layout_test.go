@@ -74,7 +74,11 @@ var allowed = map[string][]string{
 	"cmd/exchange":          {"record", "exchange", "exchange/", "storagenode/client", "storagenode/client/kubeshards", "version"},
 	"cmd/operator":          {"api/v1", "controllers", "controllers/resource", "version"},
 	"cmd/countinghouse":     {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "storagenode/", "version"},
-	"cmd/countinghouse/":    {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "localcluster/", "storagenode/", "version"},
+	"cmd/kubectl-countinghouse": {
+		"cmd/countinghouse/output", "cmd/countinghouse/replicas", "api/v1", "controllers", "controllers/resource",
+		"storagenode/client", "storagenode/storagepb", "version",
+	},
+	"cmd/countinghouse/": {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "localcluster/", "storagenode/", "version"},
 }
 
 func TestImportsRunDownward(t *testing.T) {
