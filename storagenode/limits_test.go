@@ -157,14 +157,15 @@ func TestAppendStreamsAndConnectionsAreLimited(t *testing.T) {
 func TestAnIdleStreamGivesItsPlaceAway(t *testing.T) {
 	m := limited(t, storagenode.Options{AppendStreamsMax: 2, ReaderTimeout: 50 * time.Millisecond})
 	var idle []storagepb.Ingest_AppendClient
-	for range 2 {
+	for i := range 2 {
 		s, err := m.ingest().Append(testContext(t))
 		if err != nil {
 			t.Fatal(err)
 		}
 		idle = append(idle, s)
+		// One after the other, for the first to be the one that is longest idle.
+		eventually(t, "it is open", func() bool { return value(t, m, "storagenode_server_append_streams") == float64(i+1) })
 	}
-	eventually(t, "both are open", func() bool { return value(t, m, "storagenode_server_append_streams") == 2 })
 	eventually(t, "a writer has a place", func() bool {
 		stream, err := m.ingest().Append(testContext(t))
 		if err != nil {
