@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/countinghouse/countinghouse/storagenode/client"
 )
 
 // Shard says what one shard of a cluster looks like.
@@ -32,6 +34,8 @@ type Options struct {
 	Command []string
 	// Args are further flags for every node.
 	Args []string
+	// Client says how AwaitLeaders reaches the nodes.
+	Client client.Options
 	// Shards are started in this order.
 	Shards []Shard
 	// Front, if set, is asked for every member, which listens on the given

@@ -46,7 +46,7 @@ func (c *Cluster) WriteMap() (string, error) {
 func (c *Cluster) AwaitLeaders(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, leaderWait)
 	defer cancel()
-	asked, err := client.New(c.Map(), client.Options{})
+	asked, err := client.New(c.Map(), c.options.Client)
 	if err != nil {
 		return err
 	}

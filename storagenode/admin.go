@@ -26,6 +26,9 @@ type admin struct {
 func (a *admin) Status(context.Context, *storagepb.StatusRequest) (*storagepb.StatusResponse, error) {
 	st := a.server.replica.Status()
 	st.Version = a.server.opts.Version
+	if tls := a.server.opts.TLS; tls != nil {
+		st.TrustedAuthorities, st.CertificateIssuer = tls.Trusted(), tls.Issuer()
+	}
 	return st, nil
 }
 

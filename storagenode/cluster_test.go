@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/countinghouse/countinghouse/record"
@@ -58,6 +59,7 @@ type cluster struct {
 	logs    *syncBuffer
 	change  func(*replica.Config)
 	options storagenode.Options
+	dial    credentials.TransportCredentials // of the tests' own connections
 }
 
 // syncBuffer keeps the log of all members, shown when the test fails.
@@ -87,7 +89,12 @@ func newCluster(t testing.TB, n int, change func(*replica.Config)) *cluster {
 // newClusterOf starts voters whose servers have the options.
 func newClusterOf(t testing.TB, n int, o storagenode.Options, change func(*replica.Config)) *cluster {
 	t.Helper()
-	c := &cluster{t: t, dir: t.TempDir(), logs: new(syncBuffer), options: o, change: change}
+	return newClusterWith(t, n, o, insecure.NewCredentials(), change)
+}
+
+func newClusterWith(t testing.TB, n int, o storagenode.Options, dial credentials.TransportCredentials, change func(*replica.Config)) *cluster {
+	t.Helper()
+	c := &cluster{t: t, dir: t.TempDir(), logs: new(syncBuffer), options: o, dial: dial, change: change}
 	t.Cleanup(func() {
 		for _, m := range c.members {
 			m.stop()
@@ -170,7 +177,7 @@ func (m *member) start(l net.Listener) error {
 	n.server = storagenode.New(n.replica, options)
 	go n.server.Serve(l)
 	n.conn, err = grpc.NewClient("passthrough:///"+m.address,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
+		grpc.WithTransportCredentials(m.cluster.dial), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)))
 	m.running.Store(n)
 	return err
 }

@@ -1,6 +1,10 @@
 package storagenode
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/countinghouse/countinghouse/identity"
+)
 
 type metrics struct {
 	batches        *prometheus.CounterVec
@@ -11,6 +15,7 @@ type metrics struct {
 	readersEnded   prometheus.Counter
 
 	connectionsRefused prometheus.Counter
+	callsForbidden     *prometheus.CounterVec
 
 	appendSeconds  prometheus.Histogram
 	queries        *prometheus.GaugeVec
@@ -39,6 +44,10 @@ func newMetrics() *metrics {
 		connectionsRefused: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "connections_refused_total", Help: "Connections closed at once because too many were open.",
 		}),
+		callsForbidden: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "calls_forbidden_total",
+			Help: "Calls refused because the role of their caller may not make them.",
+		}, []string{"method", "role"}),
 		readersEnded: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "readers_ended_total", Help: "Streams ended because their client took nothing of what it was sent.",
 		}),
@@ -62,6 +71,10 @@ func newMetrics() *metrics {
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.batches, m.records, m.appendStreams, m.appendSeconds, m.queries, m.queriesRefused, m.recordsRead,
-		m.appendsRefused, m.connections, m.connectionsRefused, m.readersEnded,
+		m.appendsRefused, m.connections, m.connectionsRefused, m.readersEnded, m.callsForbidden,
 	}
+}
+
+func (m *metrics) forbid(method string, role identity.Role) {
+	m.callsForbidden.WithLabelValues(method, string(role)).Inc()
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/countinghouse/countinghouse/identity"
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/refusal"
 	"github.com/countinghouse/countinghouse/storagenode/replica"
@@ -60,6 +61,11 @@ type Options struct {
 	ChunkBytes int
 	// Version is what Status reports as the node's build.
 	Version string
+	// TLS, if set, are the node's certificate and the authorities that it trusts:
+	// whoever connects must show a certificate of the cluster, and may call what
+	// Access gives its role. Otherwise connections are not encrypted, and anyone may
+	// call anything. The caller runs it.
+	TLS *identity.Source
 }
 
 func (o Options) withDefaults() Options {
@@ -124,17 +130,24 @@ func New(r *replica.Replica, o Options) *Server {
 
 func (s *Server) serverOptions() []grpc.ServerOption {
 	guard := identityGuard{cluster: s.replica.Cluster(), shard: s.replica.Shard(), id: s.replica.ID(), generation: s.replica.Generation}
-	return []grpc.ServerOption{
+	unary := []grpc.UnaryServerInterceptor{guard.unary}
+	stream := []grpc.StreamServerInterceptor{guard.stream, impatient{s.opts.ReaderTimeout, s.metrics, s.listens.undrained}.stream}
+	options := []grpc.ServerOption{
 		grpc.InitialWindowSize(windowBytes),
 		grpc.InitialConnWindowSize(windowBytes),
 		grpc.MaxRecvMsgSize(messageBytesMax),
 		grpc.MaxSendMsgSize(messageBytesMax),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveInterval, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinimum, PermitWithoutStream: true}),
-		grpc.UnaryInterceptor(guard.unary),
 		grpc.MaxConcurrentStreams(s.opts.StreamsMax),
-		grpc.ChainStreamInterceptor(guard.stream, impatient{s.opts.ReaderTimeout, s.metrics, s.listens.undrained}.stream),
 	}
+	if s.opts.TLS != nil {
+		gate := identity.Gate{Access: Access, Shard: s.replica.Shard(), Refused: s.metrics.forbid}
+		unary = append([]grpc.UnaryServerInterceptor{gate.Unary}, unary...)
+		stream = append([]grpc.StreamServerInterceptor{gate.Stream}, stream...)
+		options = append(options, grpc.Creds(s.opts.TLS.Server()))
+	}
+	return append(options, grpc.ChainUnaryInterceptor(unary...), grpc.ChainStreamInterceptor(stream...))
 }
 
 // Serve serves the listener until Stop is called or the listener fails.

@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/countinghouse/countinghouse/cmd/countinghouse/output"
+	"github.com/countinghouse/countinghouse/identity"
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/client"
 	"github.com/countinghouse/countinghouse/storagenode/refusal"
@@ -17,6 +19,7 @@ import (
 // target is the cluster that a command talks to.
 type target struct {
 	shards  string
+	tlsDir  string
 	replica string
 	timeout durationFlag
 }
@@ -31,6 +34,7 @@ func (t *target) bind(cmd *cobra.Command) {
 // bindOptional is bind for a command that can do without a cluster.
 func (t *target) bindOptional(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&t.shards, "shards", "", "shard map `file` (YAML); \"cluster up\" and \"demo --data-dir\" write one")
+	cmd.Flags().StringVar(&t.tlsDir, "tls-dir", "", "`directory` with tls.crt, tls.key and ca.crt, for nodes that want a certificate")
 	cmd.Flags().StringVar(&t.replica, "replica", "", "read from the member with this `id`, which may be behind, instead of the leader")
 	cmd.Flags().Var(&t.timeout, "timeout", "give up after this `time`, such as 10s, when a shard does not answer")
 }
@@ -41,7 +45,14 @@ func (t *target) connect() (*client.Client, error) {
 	if err != nil {
 		return nil, output.Exit(output.ExitUsage, err)
 	}
-	c, err := client.New(m, client.Options{})
+	var o client.Options
+	if t.tlsDir != "" {
+		// The files are looked at with each connection, which is enough for a command.
+		if o.TLS, err = identity.Open(t.tlsDir, identity.Options{}); err != nil {
+			return nil, output.Exit(output.ExitUsage, fmt.Errorf("--tls-dir: %w", err))
+		}
+	}
+	c, err := client.New(m, o)
 	return c, output.Exit(output.ExitUsage, err)
 }
 
@@ -67,6 +78,8 @@ func reached(err error) error {
 	case errors.As(err, &r), errors.Is(err, context.DeadlineExceeded), errors.Is(err, errNoAnswer),
 		status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded:
 		return output.Exit(output.ExitUnavailable, err)
+	case status.Code(err) == codes.PermissionDenied:
+		return output.Exit(output.ExitFailed, err)
 	}
 	return err
 }

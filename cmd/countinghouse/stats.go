@@ -113,7 +113,6 @@ func printStats(p *output.Printer, all []memberStats) {
 	p.Table([]string{"instrument", "member", "records", "in memory", "in tables", "tables", "epoch", "chain"}, held)
 }
 
-
 // stateOf prints a member's state, whether its data is damaged, and how much has
 // come of a snapshot that it receives.
 func stateOf(p *output.Printer, st *storagepb.StatusResponse) string {

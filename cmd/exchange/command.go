@@ -18,6 +18,7 @@ import (
 	"github.com/countinghouse/countinghouse/exchange/core"
 	"github.com/countinghouse/countinghouse/exchange/gateway"
 	"github.com/countinghouse/countinghouse/exchange/order"
+	"github.com/countinghouse/countinghouse/identity"
 	"github.com/countinghouse/countinghouse/storagenode/client"
 	"github.com/countinghouse/countinghouse/version"
 )
@@ -36,7 +37,7 @@ var errUsage = errors.New("usage")
 type flags struct {
 	cluster, shards, instruments, outbox string
 	shardsFrom, namespace, kubeconfig    string
-	listen, metricsListen                string
+	listen, metricsListen, tlsDir        string
 	quota, policy, preset                string
 	segmentRecords, headroomRecords      int
 	liveOrdersMax                        int
@@ -105,7 +106,8 @@ func (f *flags) bind(cmd *cobra.Command) {
 	fs.StringVar(&f.cluster, "cluster", "", "name of the cluster: required for kubernetes; with a file, the shard map's must be the same")
 	fs.StringVar(&f.instruments, "instruments", "", "file with the instruments' terms (default: IF2501, IC2501 and IH2501)")
 	fs.StringVar(&f.listen, "listen", "127.0.0.1:0", "host:port to serve on; port 0 takes a free one")
-	fs.StringVar(&f.metricsListen, "metrics-listen", "", "host:port to serve Prometheus metrics on, at /metrics (default: none)")
+	fs.StringVar(&f.metricsListen, "metrics-listen", "", "host:port to serve Prometheus metrics on, at /metrics, and /healthz and /readyz (default: none)")
+	fs.StringVar(&f.tlsDir, "tls-dir", "", "directory with tls.crt, tls.key and ca.crt, which may change at any time; all connections then need a certificate of the cluster (default: none, and no TLS)")
 	fs.StringVar(&f.quota, "quota", "1GiB", "bound of the outbox's files, in bytes or with KiB, MiB, GiB or TiB")
 	fs.StringVar(&f.policy, "policy", gateway.Reject.String(), "when the quota is used up: reject orders, or drop their records; drop gives up rebuild and restart, it is for simulators")
 	fs.IntVar(&f.segmentRecords, "segment-records", 0, "records in one file of the outbox, a multiple of 32, fixed at its creation (default 65536)")
@@ -207,6 +209,30 @@ func (f *flags) shardMap() (*client.Map, error) {
 		return nil, fmt.Errorf("%s is of cluster %q, but --cluster is %q", f.shards, m.Cluster, f.cluster)
 	}
 	return m, nil
+}
+
+// clusterOf returns the cluster of a shard map, or the one that is named where the
+// map is not known yet.
+func (f *flags) clusterOf(m *client.Map) string {
+	if m == nil {
+		return f.cluster
+	}
+	return m.Cluster
+}
+
+// certificates opens the source of the exchange's certificates, nil where it has
+// none.
+func (f *flags) certificates(cluster string, log *slog.Logger) (*identity.Source, error) {
+	if f.tlsDir == "" {
+		return nil, nil
+	}
+	s, err := identity.Open(f.tlsDir, identity.Options{
+		Accept: identity.Expect(identity.Identity{Cluster: cluster, Role: identity.Exchange}), Logger: log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: --tls-dir: %w", errUsage, err)
+	}
+	return s, nil
 }
 
 func (f *flags) instrumentSet() (order.Set, error) {

@@ -50,6 +50,10 @@ func (f *flags) run(ctx context.Context, cmd *cobra.Command) (err error) {
 			return fmt.Errorf("%w: --shards-from kubernetes: %w", errUsage, err)
 		}
 	}
+	// With a source the shard map comes later, and is of the cluster that is named.
+	if config.Client.TLS, err = f.certificates(f.clusterOf(config.Shards), log); err != nil {
+		return err
+	}
 	// The ports first: a second exchange on them fails without a trace.
 	l, err := listen("listen", f.listen)
 	if err != nil {
@@ -70,7 +74,7 @@ func (f *flags) run(ctx context.Context, cmd *cobra.Command) (err error) {
 // ctx ends or the exchange can not go on. source is nil when the configuration has
 // its shard map.
 func (f *flags) serve(ctx context.Context, cmd *cobra.Command, config exchange.Config, source *shardSource, l, metrics net.Listener) error {
-	var options server.Options
+	options := server.Options{TLS: config.Client.TLS}
 	if source != nil {
 		options.Metrics = []prometheus.Collector{source.watcher}
 		stop := source.start()
@@ -79,6 +83,11 @@ func (f *flags) serve(ctx context.Context, cmd *cobra.Command, config exchange.C
 	s, err := server.New(options)
 	if err != nil {
 		return err
+	}
+	if config.Client.TLS != nil {
+		following, unfollow := context.WithCancel(context.Background()) // to the end, beyond ctx's
+		defer unfollow()
+		go config.Client.TLS.Run(following)
 	}
 	if metrics != nil {
 		h := serveMetrics(s, metrics, config.Log)
@@ -135,6 +144,8 @@ func open(ctx context.Context, config exchange.Config, source *shardSource, s *s
 func serveMetrics(s *server.Server, l net.Listener, log *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", s.Metrics())
+	mux.Handle("/healthz", s.Alive())
+	mux.Handle("/readyz", s.Ready())
 	h := &http.Server{Handler: mux, ReadHeaderTimeout: metricsHeaderTimeout}
 	go func() {
 		if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {

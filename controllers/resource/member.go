@@ -145,11 +145,11 @@ func container(s *v1.InstrumentShard, member string, f Formation, d Defaults) co
 		},
 		VolumeMounts: []corev1.VolumeMount{{Name: "data", MountPath: dataMount}},
 		// A start reads the log: it may take minutes, and is not to be interrupted.
-		StartupProbe: probe("", 5, 360),
+		StartupProbe: probe("/healthz", 5, 360),
 		// Serving at all is what a restart could help with; a member without a leader
 		// is not ready, and is left alone.
-		LivenessProbe:  probe("", 10, 6),
-		ReadinessProbe: probe(ReadyService, 5, 2),
+		LivenessProbe:  probe("/healthz", 10, 6),
+		ReadinessProbe: probe("/readyz", 5, 2),
 		SecurityContext: &corev1.SecurityContext{
 			AllowPrivilegeEscalation: ptr(false), ReadOnlyRootFilesystem: ptr(true), Privileged: ptr(false),
 			Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
@@ -157,13 +157,11 @@ func container(s *v1.InstrumentShard, member string, f Formation, d Defaults) co
 	}
 }
 
-// ReadyService is the name under which a storage node's health service says
-// whether it is ready.
-const ReadyService = "countinghouse.ready"
-
-func probe(service string, period, failures int32) *corev1.Probe {
+// probe asks over HTTP on the port of the metrics: the kubelet has no certificate
+// to show on the other one.
+func probe(path string, period, failures int32) *corev1.Probe {
 	return &corev1.Probe{
-		ProbeHandler:  corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: PortGRPC, Service: &service}},
+		ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: path, Port: intstr.FromInt32(PortMetrics), Scheme: corev1.URISchemeHTTP}},
 		PeriodSeconds: period, TimeoutSeconds: 5, FailureThreshold: failures, SuccessThreshold: 1,
 	}
 }

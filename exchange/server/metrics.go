@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
+	"github.com/countinghouse/countinghouse/identity"
 )
 
 // metrics are those that the server counts itself.
@@ -18,6 +19,8 @@ type metrics struct {
 	durables prometheus.Histogram
 	sessions prometheus.Gauge
 	started  prometheus.Gauge
+
+	forbidden *prometheus.CounterVec
 }
 
 func newMetrics() metrics {
@@ -39,10 +42,18 @@ func newMetrics() metrics {
 		sessions: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "countinghouse_exchange_sessions", Help: "Order entry sessions that are open.",
 		}),
+		forbidden: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "countinghouse_exchange_calls_forbidden_total",
+			Help: "Calls refused because the role of their caller may not make them.",
+		}, []string{"method", "role"}),
 		started: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "countinghouse_exchange_started", Help: "1 since the recovery is over, 0 before.",
 		}),
 	}
+}
+
+func (m *metrics) forbid(method string, role identity.Role) {
+	m.forbidden.WithLabelValues(method, string(role)).Inc()
 }
 
 var results = map[pb.OrderState]string{
@@ -129,7 +140,7 @@ func (g gauges) Collect(ch chan<- prometheus.Metric) {
 // runtime and the process; those of the exchange come with Start.
 func (s *Server) newRegistry() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(s.metrics.requests, s.metrics.latency, s.metrics.durables, s.metrics.sessions, s.metrics.started,
+	registry.MustRegister(s.metrics.requests, s.metrics.latency, s.metrics.durables, s.metrics.sessions, s.metrics.started, s.metrics.forbidden,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return registry
 }

@@ -23,6 +23,7 @@ import (
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
 	"github.com/countinghouse/countinghouse/exchange/gateway"
 	"github.com/countinghouse/countinghouse/exchange/risk"
+	"github.com/countinghouse/countinghouse/identity"
 )
 
 // Backend is the exchange as the server needs it; *exchange.Exchange is one.
@@ -59,6 +60,11 @@ type Options struct {
 	BookPause time.Duration
 	// Metrics are served beside the server's own, from New on.
 	Metrics []prometheus.Collector
+	// TLS, if set, are the exchange's certificate and the authorities that it
+	// trusts: whoever connects must show a certificate of the cluster, and may call
+	// what Access gives its role. Otherwise connections are not encrypted, and anyone
+	// may call anything. The caller runs it.
+	TLS *identity.Source
 }
 
 func (o *Options) complete() error {
@@ -134,14 +140,14 @@ func New(o Options) (*Server, error) {
 			return nil, fmt.Errorf("exchange server: %w", err)
 		}
 	}
-	s.grpc = grpc.NewServer(
+	s.grpc = grpc.NewServer(append(s.protection(),
 		grpc.MaxConcurrentStreams(uint32(o.ConnectionStreamsMax)),
 		grpc.MaxRecvMsgSize(o.MessageBytesMax),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.UnaryInterceptor(s.admitUnary),
-		grpc.StreamInterceptor(s.admitStream),
-	)
+		grpc.ChainUnaryInterceptor(s.admitUnary),
+		grpc.ChainStreamInterceptor(s.admitStream),
+	)...)
 	pb.RegisterOrderEntryServer(s.grpc, &orderEntry{Server: s})
 	pb.RegisterMarketDataServer(s.grpc, &marketData{Server: s})
 	pb.RegisterAccountsServer(s.grpc, &accounts{Server: s})
@@ -150,6 +156,19 @@ func New(o Options) (*Server, error) {
 	reflection.Register(s.grpc)
 	s.tell(grpc_health_v1.HealthCheckResponse_NOT_SERVING)
 	return s, nil
+}
+
+// protection are the server's options that say who may connect and call. Its
+// interceptors come first.
+func (s *Server) protection() []grpc.ServerOption {
+	if s.options.TLS == nil {
+		return nil
+	}
+	s.registry.MustRegister(s.options.TLS)
+	gate := identity.Gate{Access: Access, Refused: s.metrics.forbid}
+	return []grpc.ServerOption{
+		grpc.Creds(s.options.TLS.Server()), grpc.ChainUnaryInterceptor(gate.Unary), grpc.ChainStreamInterceptor(gate.Stream),
+	}
 }
 
 // tell sets what the health service answers for all services.

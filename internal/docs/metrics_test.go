@@ -14,13 +14,15 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/credentials"
 	"k8s.io/client-go/rest"
 
 	"github.com/countinghouse/countinghouse/exchange"
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
 	"github.com/countinghouse/countinghouse/exchange/order"
 	"github.com/countinghouse/countinghouse/exchange/server"
+	"github.com/countinghouse/countinghouse/identity"
+	"github.com/countinghouse/countinghouse/identity/identitytest"
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode"
 	"github.com/countinghouse/countinghouse/storagenode/client"
@@ -162,14 +164,16 @@ var typeLine = regexp.MustCompile(`(?m)^# TYPE (countinghouse_\w+) `)
 func exchangeMetrics(t *testing.T, into map[string]bool) {
 	t.Helper()
 	x := openExchange(t)
-	s, err := server.New(server.Options{})
+	ca := identitytest.Authority(t, "demo")
+	self := identity.Identity{Cluster: "demo", Role: identity.Exchange}
+	s, err := server.New(server.Options{TLS: identitytest.Source(t, ca, self)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Start(x); err != nil {
 		t.Fatal(err)
 	}
-	submitOne(t, s)
+	submitOne(t, s, identitytest.Source(t, ca, identity.Identity{Cluster: "demo", Role: identity.Trader}).Client(self))
 	answer := httptest.NewRecorder()
 	s.Metrics().ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
 	text, err := io.ReadAll(answer.Body)
@@ -207,7 +211,8 @@ func openExchange(t *testing.T) *exchange.Exchange {
 	return x
 }
 
-func submitOne(t *testing.T, s *server.Server) {
+// submitOne sends an order, and makes a call that a trader may not.
+func submitOne(t *testing.T, s *server.Server, as credentials.TransportCredentials) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -215,12 +220,15 @@ func submitOne(t *testing.T, s *server.Server) {
 	}
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(func() { s.Stop(0) })
-	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(as))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
 	if _, err := pb.NewOrderEntryClient(conn).Submit(t.Context(), &pb.SubmitRequest{Instrument: "IF2501"}); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := pb.NewControlClient(conn).State(t.Context(), &pb.StateRequest{}); err == nil {
+		t.Fatal("a trader may ask for the state")
 	}
 }

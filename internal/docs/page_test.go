@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -59,7 +60,7 @@ func anchor(heading string) string {
 }
 
 func TestLinksLeadSomewhere(t *testing.T) {
-	for _, page := range pages {
+	for _, page := range append(slices.Clone(pages), security) {
 		anchors := map[string]bool{}
 		lines := readPage(t, page)
 		for _, l := range lines {

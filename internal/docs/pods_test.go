@@ -7,12 +7,10 @@ import (
 
 	v1 "github.com/countinghouse/countinghouse/api/v1"
 	"github.com/countinghouse/countinghouse/controllers/resource"
-	"github.com/countinghouse/countinghouse/storagenode"
 	"github.com/countinghouse/countinghouse/storagenode/node"
 )
 
-// A storage node takes the arguments that its pod gives it, and reports its
-// readiness under the name that the pod asks for.
+// A storage node takes the arguments that its pod gives it.
 func TestPodsArgumentsAreANodes(t *testing.T) {
 	s := &v1.InstrumentShard{ObjectMeta: metav1.ObjectMeta{Name: "futures", Namespace: "trading"}}
 	s.Spec.Cluster = "demo"
@@ -31,8 +29,5 @@ func TestPodsArgumentsAreANodes(t *testing.T) {
 				t.Errorf("--%s is not given", name)
 			}
 		}
-	}
-	if resource.ReadyService != storagenode.ReadyService {
-		t.Errorf("pods ask for %q", resource.ReadyService)
 	}
 }

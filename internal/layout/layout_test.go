@@ -21,6 +21,8 @@ var allowed = map[string][]string{
 	"internal/apiserver":      {"internal/apiserver/binaries"},
 	"internal/apiserver/":     {"internal/apiserver/binaries"},
 	"record":                  {},
+	"identity":                {},
+	"identity/identitytest":   {"identity", "controllers/certificates"},
 	"storagenode/storagepb":   {},
 	"storagenode/refusal":     {"storagenode/storagepb"},
 	"storagenode/wal":         {},
@@ -32,10 +34,10 @@ var allowed = map[string][]string{
 		"storagenode/stablestore", "storagenode/store",
 	},
 	"storagenode": {
-		"record", "storagenode/refusal", "storagenode/storagepb", "storagenode/replica", "storagenode/store", "version",
+		"identity", "record", "storagenode/refusal", "storagenode/storagepb", "storagenode/replica", "storagenode/store", "version",
 	},
-	"storagenode/node":   {"record", "storagenode", "storagenode/refusal", "storagenode/replica", "storagenode/store", "storagenode/wal", "storagenode/storagepb", "version"},
-	"storagenode/client": {"record", "storagenode/refusal", "storagenode/storagepb"},
+	"storagenode/node":   {"identity", "record", "storagenode", "storagenode/refusal", "storagenode/replica", "storagenode/store", "storagenode/wal", "storagenode/storagepb", "version"},
+	"storagenode/client": {"identity", "record", "storagenode/refusal", "storagenode/storagepb"},
 	// The address of a member is the resource package's to say.
 	"storagenode/client/kubeshards": {"api/v1", "controllers/resource", "storagenode/client"},
 	"storagenode/fire":              {},
@@ -58,11 +60,12 @@ var allowed = map[string][]string{
 		"record", "exchange/outbox", "storagenode/client", "storagenode/refusal", "storagenode/storagepb",
 	},
 	"exchange":        {"record", "exchange/", "storagenode/client", "storagenode/refusal", "storagenode/storagepb", "version"},
-	"exchange/server": {"record", "exchange", "exchange/", "version"},
+	"exchange/server": {"identity", "record", "exchange", "exchange/", "version"},
 
-	"api/v1":               {},
-	"controllers":          {"api/v1", "controllers/resource", "storagenode/client", "storagenode/storagepb"},
-	"controllers/resource": {"api/v1"},
+	"api/v1":                   {},
+	"controllers":              {"api/v1", "controllers/resource", "storagenode/client", "storagenode/storagepb"},
+	"controllers/certificates": {"identity"},
+	"controllers/resource":     {"api/v1"},
 
 	"charts": {},
 
@@ -71,9 +74,9 @@ var allowed = map[string][]string{
 	"localcluster/netfault": {},
 	"localcluster":          {"storagenode/client", "storagenode/node"},
 	"cmd/storagenode":       {"storagenode/node", "version"},
-	"cmd/exchange":          {"record", "exchange", "exchange/", "storagenode/client", "storagenode/client/kubeshards", "version"},
+	"cmd/exchange":          {"identity", "record", "exchange", "exchange/", "storagenode/client", "storagenode/client/kubeshards", "version"},
 	"cmd/operator":          {"api/v1", "controllers", "controllers/resource", "version"},
-	"cmd/countinghouse":     {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "storagenode/", "version"},
+	"cmd/countinghouse":     {"cmd/countinghouse/", "identity", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "storagenode/", "version"},
 	"cmd/kubectl-countinghouse": {
 		"cmd/countinghouse/output", "cmd/countinghouse/replicas", "api/v1", "controllers", "controllers/resource",
 		"storagenode/client", "storagenode/storagepb", "version",

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
+	"github.com/countinghouse/countinghouse/identity"
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/refusal"
 )
@@ -38,8 +39,11 @@ type Options struct {
 	// RetryPauseMin and RetryPauseMax bound the pause between two attempts,
 	// which doubles and is jittered; defaults 10 ms and 500 ms.
 	RetryPauseMin, RetryPauseMax time.Duration
-	// Dial holds further gRPC options, such as transport credentials; without
-	// any, connections are not encrypted.
+	// TLS, if set, are the client's certificate and the authorities that it trusts:
+	// only a node of the shard that is meant is talked to. Otherwise connections are
+	// not encrypted. The caller runs it.
+	TLS *identity.Source
+	// Dial holds further gRPC options.
 	Dial []grpc.DialOption
 }
 
@@ -73,12 +77,15 @@ func New(m *Map, o Options) (*Client, error) {
 	if err := m.Check(); err != nil {
 		return nil, err
 	}
+	if o.TLS != nil && o.TLS.Self().Cluster != m.Cluster {
+		return nil, fmt.Errorf("shard map of cluster %s: the certificate is that of %s: use one of the same cluster", m.Cluster, o.TLS.Self())
+	}
 	setDefault(&o.AttemptTimeout, defaultAttemptTimeout)
 	setDefault(&o.RetryPauseMin, defaultRetryPauseMin)
 	setDefault(&o.RetryPauseMax, defaultRetryPauseMax)
 	c := &Client{m: m, o: o, shards: make(map[string]*shard, len(m.Shards))}
 	for i := range m.Shards {
-		c.shards[m.Shards[i].Name] = newShard(m.Cluster, &m.Shards[i], dialOptions(o))
+		c.shards[m.Shards[i].Name] = newShard(m.Cluster, &m.Shards[i], dialOptions(o, m.Cluster, m.Shards[i].Name))
 	}
 	return c, nil
 }
@@ -89,9 +96,13 @@ func setDefault(d *time.Duration, value time.Duration) {
 	}
 }
 
-func dialOptions(o Options) []grpc.DialOption {
+func dialOptions(o Options, cluster, shard string) []grpc.DialOption {
+	transport := insecure.NewCredentials()
+	if o.TLS != nil {
+		transport = o.TLS.Client(identity.Identity{Cluster: cluster, Role: identity.Node, Shard: shard})
+	}
 	options := []grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(transport),
 		grpc.WithInitialWindowSize(streamWindowBytes),
 		grpc.WithInitialConnWindowSize(connWindowBytes),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec()), grpc.MaxCallRecvMsgSize(receiveBytesMax)),

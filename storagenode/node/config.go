@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 
+	"github.com/countinghouse/countinghouse/identity"
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode"
 	"github.com/countinghouse/countinghouse/storagenode/replica"
@@ -60,6 +62,7 @@ type Config struct {
 	ConnectionsMax    int
 	ReaderTimeout     time.Duration
 
+	TLSDir        string // empty: no TLS
 	MetricsListen string // host:port; empty: no metrics
 	LogLevel      string
 	LogFormat     string
@@ -85,7 +88,8 @@ func (c *Config) Bind(fs *pflag.FlagSet) {
 	fs.StringVar(&c.LogStore, "log-store", string(replica.LogStoreWAL), "Raft log: wal or boltdb")
 	c.bindTimeouts(fs)
 	c.bindBounds(fs)
-	fs.StringVar(&c.MetricsListen, "metrics-listen", "", "host:port to serve Prometheus metrics on, at /metrics (default: none)")
+	fs.StringVar(&c.TLSDir, "tls-dir", "", "directory with tls.crt, tls.key and ca.crt, which may change at any time; all connections then need a certificate of the cluster (default: none, and no TLS)")
+	fs.StringVar(&c.MetricsListen, "metrics-listen", "", "host:port to serve Prometheus metrics on, at /metrics, and /healthz and /readyz (default: none)")
 	fs.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 }
@@ -227,6 +231,22 @@ func (c *Config) replicaConfig(address string) (replica.Config, error) {
 			func(ctx context.Context, address string) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }))
 	}
 	return out, nil
+}
+
+// certificates opens the source of the node's certificates, nil where it has none.
+func (c *Config) certificates(log *slog.Logger) (*identity.Source, error) {
+	if c.TLSDir == "" {
+		return nil, nil
+	}
+	s, err := identity.Open(c.TLSDir, identity.Options{Accept: identity.Expect(c.identity()), Logger: log})
+	if err != nil {
+		return nil, fmt.Errorf("--tls-dir: %w", err)
+	}
+	return s, nil
+}
+
+func (c *Config) identity() identity.Identity {
+	return identity.Identity{Cluster: c.Cluster, Role: identity.Node, Shard: c.Shard}
 }
 
 func (c *Config) serverOptions() storagenode.Options {

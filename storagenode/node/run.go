@@ -15,7 +15,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"google.golang.org/grpc"
 
+	"github.com/countinghouse/countinghouse/identity"
 	"github.com/countinghouse/countinghouse/storagenode"
 	"github.com/countinghouse/countinghouse/storagenode/replica"
 	"github.com/countinghouse/countinghouse/version"
@@ -49,6 +51,8 @@ type node struct {
 	replica  *replica.Replica
 	server   *storagenode.Server
 	metrics  *http.Server
+	tls      *identity.Source // nil: no TLS
+	unfollow context.CancelFunc
 	fatal    chan error // receives at most one
 	served   chan error // receives when the server has ended
 }
@@ -107,6 +111,10 @@ func (n *node) start() error {
 		return err
 	}
 	n.listener = l
+	if n.tls, err = n.cfg.certificates(n.log); err != nil {
+		l.Close()
+		return err
+	}
 	address := n.cfg.Advertise
 	if address == "" {
 		address = l.Addr().String()
@@ -117,20 +125,33 @@ func (n *node) start() error {
 		return err
 	}
 	rc.Logger, rc.OnFatal = n.log, n.onFatal
+	if n.tls != nil {
+		rc.Transport.DialOptions = append(rc.Transport.DialOptions, grpc.WithTransportCredentials(n.tls.Client(n.cfg.identity())))
+	}
 	if n.replica, err = replica.Open(rc); err != nil {
 		l.Close()
 		return err
 	}
 	options := n.cfg.serverOptions()
-	options.Version = version.String()
+	options.Version, options.TLS = version.String(), n.tls
 	n.server = storagenode.New(n.replica, options)
 	if err := n.serveMetrics(); err != nil {
 		l.Close()
 		return errors.Join(err, n.replica.Close())
 	}
+	n.followCertificates()
 	go func() { n.served <- n.server.Serve(l) }()
 	fmt.Fprintf(n.cfg.ready, "storagenode %s of shard %s in cluster %s listens on %s\n", n.cfg.ID, n.cfg.Shard, n.cfg.Cluster, address)
 	return nil
+}
+
+// followCertificates keeps the certificates up to date until stop.
+func (n *node) followCertificates() {
+	var ctx context.Context
+	ctx, n.unfollow = context.WithCancel(context.Background())
+	if n.tls != nil {
+		go n.tls.Run(ctx)
+	}
 }
 
 func (n *node) onFatal(err error) {
@@ -162,7 +183,12 @@ func (n *node) serveMetrics() error {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(n.server, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if n.tls != nil {
+		registry.MustRegister(n.tls)
+	}
 	mux := http.NewServeMux()
+	mux.Handle("/healthz", n.server.Health(""))
+	mux.Handle("/readyz", n.server.Health(storagenode.ReadyService))
 	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry}))
 	n.metrics = &http.Server{Handler: mux, ReadHeaderTimeout: metricsHeaderTimeout}
 	go func() {
@@ -187,6 +213,7 @@ func (n *node) stop() error {
 		cancel()
 	}
 	n.server.Stop()
+	n.unfollow()
 	if n.metrics != nil {
 		n.metrics.Close()
 	}

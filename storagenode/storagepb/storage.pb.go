@@ -1240,9 +1240,14 @@ type StatusResponse struct {
 	// generation are refused.
 	Generation uint64 `protobuf:"varint,22,opt,name=generation,proto3" json:"generation,omitempty"`
 	// The last recovery that was carried out on this node's data.
-	Recovery      *Recovery `protobuf:"bytes,23,opt,name=recovery,proto3" json:"recovery,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Recovery *Recovery `protobuf:"bytes,23,opt,name=recovery,proto3" json:"recovery,omitempty"`
+	// The authorities whose certificates the node trusts now: the SHA-256 of each
+	// one's certificate in hexadecimal digits, sorted; none without TLS.
+	TrustedAuthorities []string `protobuf:"bytes,24,rep,name=trusted_authorities,json=trustedAuthorities,proto3" json:"trusted_authorities,omitempty"`
+	// The one of them that has issued the node's own certificate.
+	CertificateIssuer string `protobuf:"bytes,25,opt,name=certificate_issuer,json=certificateIssuer,proto3" json:"certificate_issuer,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -1434,6 +1439,20 @@ func (x *StatusResponse) GetRecovery() *Recovery {
 		return x.Recovery
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetTrustedAuthorities() []string {
+	if x != nil {
+		return x.TrustedAuthorities
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetCertificateIssuer() string {
+	if x != nil {
+		return x.CertificateIssuer
+	}
+	return ""
 }
 
 // Recovery is what was done to a member that was made its shard's only voter.
@@ -2324,7 +2343,7 @@ const file_storagenode_storagepb_storage_proto_rawDesc = "" +
 	"\n" +
 	"held_bytes\x18\x04 \x01(\x04R\theldBytes\x12\x1d\n" +
 	"\n" +
-	"elapsed_ms\x18\x05 \x01(\x04R\telapsedMs\"\xb1\x06\n" +
+	"elapsed_ms\x18\x05 \x01(\x04R\telapsedMs\"\x91\a\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\tR\x05shard\x12\x0e\n" +
@@ -2353,7 +2372,9 @@ const file_storagenode_storagepb_storage_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x16 \x01(\x04R\n" +
 	"generation\x12>\n" +
-	"\brecovery\x18\x17 \x01(\v2\".countinghouse.storage.v1.RecoveryR\brecovery\"\xb7\x01\n" +
+	"\brecovery\x18\x17 \x01(\v2\".countinghouse.storage.v1.RecoveryR\brecovery\x12/\n" +
+	"\x13trusted_authorities\x18\x18 \x03(\tR\x12trustedAuthorities\x12-\n" +
+	"\x12certificate_issuer\x18\x19 \x01(\tR\x11certificateIssuer\"\xb7\x01\n" +
 	"\bRecovery\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1e\n" +
 	"\n" +
