@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/countinghouse/countinghouse/identity"
 	"github.com/countinghouse/countinghouse/storagenode/client"
 	"github.com/countinghouse/countinghouse/storagenode/storagepb"
 )
@@ -13,6 +14,8 @@ import (
 type Admin interface {
 	// Leader returns the status of the member that leads.
 	Leader(ctx context.Context) (*storagepb.StatusResponse, error)
+	// Status returns what a member says of itself.
+	Status(ctx context.Context, id string) (*storagepb.StatusResponse, error)
 	// AddLearner adds a member without a vote, if the membership still is that of
 	// index.
 	AddLearner(ctx context.Context, id, address string, index uint64) error
@@ -31,16 +34,17 @@ type Admin interface {
 	Close() error
 }
 
-// Dial returns an Admin that reaches the shard's members.
-type Dial func(m *client.Map) (Admin, error)
+// Dial returns an Admin that reaches the shard's members, with the operator's
+// certificate where there is one.
+type Dial func(m *client.Map, tls *identity.Source) (Admin, error)
 
 // attemptTimeout is how long one member may take to answer: short enough that the
 // others are still asked within askTimeout when its node does not.
 const attemptTimeout = 2 * time.Second
 
 // DialMembers is Dial over gRPC.
-func DialMembers(m *client.Map) (Admin, error) {
-	c, err := client.New(m, client.Options{AttemptTimeout: attemptTimeout})
+func DialMembers(m *client.Map, tls *identity.Source) (Admin, error) {
+	c, err := client.New(m, client.Options{AttemptTimeout: attemptTimeout, TLS: tls})
 	if err != nil {
 		return nil, err
 	}
@@ -54,6 +58,10 @@ type members struct {
 
 func (a *members) Leader(ctx context.Context) (*storagepb.StatusResponse, error) {
 	return a.c.Leader(ctx, a.shard)
+}
+
+func (a *members) Status(ctx context.Context, id string) (*storagepb.StatusResponse, error) {
+	return a.c.Status(ctx, a.shard, id)
 }
 
 func (a *members) AddLearner(ctx context.Context, id, address string, index uint64) error {

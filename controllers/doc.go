@@ -11,6 +11,8 @@
 //     joins in its place.
 //   - The first members form the shard. They are recorded before the first of them
 //     is created, so that all are given the same list, whatever the spec says by then.
+//   - Certificates follow their authority by generations, and its next change waits
+//     until all have followed; see certificates.
 //   - Nothing is removed, restarted or promoted without a leader that says that it
 //     is safe.
 //
@@ -19,6 +21,7 @@
 // +kubebuilder:rbac:groups=countinghouse.io,resources=instrumentshards/finalizers,verbs=update
 // +kubebuilder:rbac:groups="",resources=pods;persistentvolumeclaims;services,verbs=get;list;watch;create;update;patch;delete
 // +kubebuilder:rbac:groups="";events.k8s.io,resources=events,verbs=create;patch
+// +kubebuilder:rbac:groups="",resources=secrets,verbs=get;list;watch;create;update;delete
 // +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=get;list;watch;create;update;patch;delete
 // +kubebuilder:rbac:groups=networking.k8s.io,resources=networkpolicies,verbs=get;list;watch;create;update;patch;delete
 // +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,verbs=get;create;update;patch

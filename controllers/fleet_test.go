@@ -31,6 +31,7 @@ import (
 
 	v1 "github.com/countinghouse/countinghouse/api/v1"
 	built "github.com/countinghouse/countinghouse/controllers/resource"
+	"github.com/countinghouse/countinghouse/identity"
 	"github.com/countinghouse/countinghouse/internal/apiserver"
 	storage "github.com/countinghouse/countinghouse/storagenode/client"
 )
@@ -143,7 +144,7 @@ type held struct {
 	f *fleet
 }
 
-func (f *fleet) dial(m *storage.Map) (Admin, error) {
+func (f *fleet) dial(m *storage.Map, _ *identity.Source) (Admin, error) {
 	if err := m.Check(); err != nil {
 		return nil, err
 	}

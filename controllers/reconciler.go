@@ -53,6 +53,14 @@ type Reconciler struct {
 	Namespace string
 	// Dial reaches the members of a shard; DialMembers.
 	Dial Dial
+	// Live reads secrets that the cache does not hold: those that somebody else keeps.
+	// Default: Client.
+	Live client.Reader
+	// Propagation is how long a change of a secret may take until every process that
+	// has it mounted uses it; default DefaultPropagation.
+	Propagation time.Duration
+	// Now tells the time that certificates are issued and judged by; default time.Now.
+	Now func() time.Time
 	// Events takes what an operator should know of a shard.
 	Events events.EventRecorder
 	// Workers is the number of shards that are reconciled at a time, at least 1.
@@ -112,6 +120,8 @@ type pass struct {
 	claims map[string]*corev1.PersistentVolumeClaim // by member
 	admin  Admin
 	raft   *raftView // nil while no leader answers
+	// authoritySecret is what was read or written of the cluster's authority.
+	authoritySecret *corev1.Secret
 	// next says what is waited for or done next, for the status; "" for nothing.
 	next string
 	// refusal says why a recovery that is asked for is not begun; "" for none.
@@ -134,11 +144,14 @@ func (p *pass) run(ctx context.Context) (err error) {
 		return p.remove(ctx)
 	}
 	if p.shard.Spec.Paused {
+		if err := p.certificates(ctx); err != nil {
+			return err
+		}
 		p.next = "the shard is paused"
 		return p.report(ctx)
 	}
 	for _, phase := range []func(context.Context) error{
-		p.hold, p.accept, p.surroundings, p.bootstrap, p.storage, p.recover, p.runPods, p.assign, p.membership, p.rollout,
+		p.hold, p.accept, p.surroundings, p.certificates, p.bootstrap, p.storage, p.recover, p.runPods, p.assign, p.membership, p.rollout,
 	} {
 		if err := phase(ctx); err != nil {
 			return err
@@ -213,7 +226,11 @@ func (p *pass) ask(ctx context.Context) error {
 	slices.SortStableFunc(m.Shards[0].Members, func(a, b storage.Member) int {
 		return cmp.Compare(unready(p.pods[a.ID]), unready(p.pods[b.ID]))
 	})
-	admin, err := p.r.Dial(m)
+	tls, ok := p.credentials(ctx)
+	if !ok {
+		return nil
+	}
+	admin, err := p.r.Dial(m, tls)
 	if err != nil {
 		return err
 	}

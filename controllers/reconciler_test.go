@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/countinghouse/countinghouse/api/v1"
+	built "github.com/countinghouse/countinghouse/controllers/resource"
 )
 
 // lose deletes a member's volume and pod, as with a node that is gone for good.
@@ -34,6 +35,17 @@ func (w *world) lose(id string) {
 	}
 }
 
+// runs creates a shard that runs before the scenario begins: that the operator may
+// be stopped on the way there is another scenario.
+func (w *world) runs(replicas int32) {
+	w.t.Helper()
+	at := w.stopAt
+	w.stopAt = 0
+	w.createShard(replicas)
+	w.converge()
+	w.stopAt, w.writes = at, 0
+}
+
 // scenarios are what happens to a shard. Each ends converged.
 var scenarios = map[string]func(*world){
 	"created": func(w *world) {
@@ -45,16 +57,14 @@ var scenarios = map[string]func(*world){
 		w.converge()
 	},
 	"scaled out and in": func(w *world) {
-		w.createShard(1)
-		w.converge()
+		w.runs(1)
 		for _, n := range []int32{3, 5, 3} {
 			w.spec(func(s *v1.InstrumentShardSpec) { s.Replicas = n })
 			w.converge()
 		}
 	},
 	"scaled in, volumes stay": func(w *world) {
-		w.createShard(5)
-		w.converge()
+		w.runs(5)
 		w.spec(func(s *v1.InstrumentShardSpec) {
 			s.Replicas, s.Storage.Retention.WhenScaled = 3, v1.RetentionRetain
 		})
@@ -69,26 +79,22 @@ var scenarios = map[string]func(*world){
 		w.converge()
 	},
 	"a volume is lost": func(w *world) {
-		w.createShard(3)
-		w.converge()
+		w.runs(3)
 		w.lose("futures-1")
 		w.converge()
 	},
 	"the leader's volume is lost": func(w *world) {
-		w.createShard(3)
-		w.converge()
+		w.runs(3)
 		w.lose(w.leader)
 		w.converge()
 	},
 	"another image": func(w *world) {
-		w.createShard(3)
-		w.converge()
+		w.runs(3)
 		w.spec(func(s *v1.InstrumentShardSpec) { s.Image = "countinghouse:next" })
 		w.converge()
 	},
 	"larger volumes, other instruments": func(w *world) {
-		w.createShard(3)
-		w.converge()
+		w.runs(3)
 		w.spec(func(s *v1.InstrumentShardSpec) {
 			s.Storage.Size, s.Instruments = resource.MustParse("20Gi"), []string{"IH2501"}
 		})
@@ -103,9 +109,23 @@ var scenarios = map[string]func(*world){
 		w.recoverFrom("futures-2")
 		w.converge()
 	},
+	"rotated by hand": func(w *world) {
+		w.runs(1)
+		w.rotate("once")
+	},
+	"the authority's key is lost": func(w *world) {
+		w.runs(1)
+		w.loseSecret(built.AuthoritySecret("demo"))
+		w.waits(3)
+	},
+	"rotated while a volume is lost": func(w *world) {
+		w.runs(3)
+		w.annotate(built.AnnotationRotate, "now")
+		w.lose("futures-1")
+		w.waits(3)
+	},
 	"all at once": func(w *world) {
-		w.createShard(3)
-		w.converge()
+		w.runs(3)
 		w.lose("futures-2")
 		w.spec(func(s *v1.InstrumentShardSpec) { s.Replicas, s.Image = 5, "countinghouse:next" })
 		w.converge()
@@ -125,12 +145,14 @@ func (w *world) expect() {
 	}
 	for kind, want := range map[string]bool{
 		v1.ConditionAvailable: true, v1.ConditionProgressing: false, v1.ConditionDegraded: false, v1.ConditionQuorumLost: false, v1.ConditionAccepted: true,
+		v1.ConditionCertificatesReady: true,
 	} {
 		c := meta.FindStatusCondition(s.Status.Conditions, kind)
 		if c == nil || (c.Status == "True") != want || c.ObservedGeneration != s.Generation {
 			w.t.Errorf("condition %s: %+v", kind, c)
 		}
 	}
+	w.expectCertificates()
 	want := slices.Sorted(slices.Values(s.Spec.Instruments))
 	if !slices.Equal(w.owned, want) {
 		w.t.Errorf("the shard owns %v", w.owned)

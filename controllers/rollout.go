@@ -77,5 +77,8 @@ func (p *pass) remove(ctx context.Context) error {
 			}
 		}
 	}
+	if err := p.dropCertificates(ctx); err != nil {
+		return err
+	}
 	return p.release(ctx)
 }

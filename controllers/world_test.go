@@ -13,8 +13,10 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	clienttesting "k8s.io/client-go/testing"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -22,6 +24,7 @@ import (
 
 	v1 "github.com/countinghouse/countinghouse/api/v1"
 	built "github.com/countinghouse/countinghouse/controllers/resource"
+	"github.com/countinghouse/countinghouse/identity"
 	storage "github.com/countinghouse/countinghouse/storagenode/client"
 	"github.com/countinghouse/countinghouse/storagenode/refusal"
 	"github.com/countinghouse/countinghouse/storagenode/storagepb"
@@ -61,6 +64,7 @@ type world struct {
 	token   string
 	trace   []string // of what the operator did, as the steps of a plan
 	givenUp map[string]bool
+	certs   certificateWorld
 }
 
 func newScheme(t *testing.T) *runtime.Scheme {
@@ -76,7 +80,10 @@ func newScheme(t *testing.T) *runtime.Scheme {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := emptyWorld(t, "trading")
-	c := fake.NewClientBuilder().WithScheme(newScheme(t)).WithStatusSubresource(&v1.InstrumentShard{}, &corev1.Pod{}).Build()
+	scheme := newScheme(t)
+	// A tracker without field managers, which nothing here looks at, is quicker.
+	tracker := clienttesting.NewObjectTracker(scheme, serializer.NewCodecFactory(scheme).UniversalDecoder())
+	c := fake.NewClientBuilder().WithScheme(scheme).WithObjectTracker(tracker).WithStatusSubresource(&v1.InstrumentShard{}, &corev1.Pod{}).Build()
 	w.client = w.watched(interceptor.NewClient(c, interceptor.Funcs{
 		Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
 			made := o.DeepCopyObject().(client.Object) // one that is refused gets no uid
@@ -97,6 +104,7 @@ func newWorld(t *testing.T) *world {
 func emptyWorld(t *testing.T, namespace string) *world {
 	w := &world{
 		t: t, name: types.NamespacedName{Namespace: namespace, Name: "futures"},
+		certs:   newCertificateWorld(),
 		members: map[string]*storagepb.Member{}, disks: map[types.UID]string{}, patient: map[string]int{}, dead: map[string]bool{}, givenUp: map[string]bool{},
 	}
 	w.pod = func(id string) *corev1.Pod {
@@ -271,6 +279,7 @@ func (w *world) kubelet() {
 			w.t.Fatal(err)
 		}
 	}
+	w.mount()
 }
 
 // start is a storage node's: an empty volume is formatted, one of another member
@@ -444,7 +453,10 @@ func (w *world) Close() error { return nil }
 func (w *world) reconciler() *Reconciler {
 	return &Reconciler{
 		Client: w.lagging(), Uncached: w.operator, Defaults: built.Defaults{Image: "countinghouse:test"}, Namespace: "countinghouse-system",
-		Dial: func(m *storage.Map) (Admin, error) { return w, m.Check() },
+		Dial: func(m *storage.Map, tls *identity.Source) (Admin, error) {
+			return w, errors.Join(m.Check(), w.mayDial(tls))
+		},
+		Now: w.certs.now,
 	}
 }
 
@@ -481,8 +493,10 @@ func (w *world) converge() {
 		if err := w.reconcile(); err != nil && !errors.Is(err, errStopped) {
 			w.t.Fatal(err)
 		}
+		w.everyoneTalks()
 		w.kubelet()
-		if quiet++; w.writes != before {
+		w.everyoneTalks()
+		if quiet++; w.writes != before || w.certs.moved {
 			quiet = 0
 		}
 		if quiet == 4 { // a learner is refused twice before it has caught up
@@ -561,5 +575,5 @@ func (w *world) place() string {
 	for _, p := range pods.Items {
 		fmt.Fprintf(&b, "pod %s %s %s\n", p.Name, p.Status.Phase, p.Annotations[built.AnnotationSpecHash])
 	}
-	return b.String()
+	return b.String() + w.secrets()
 }

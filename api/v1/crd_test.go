@@ -157,8 +157,8 @@ func expectDefaults(t *testing.T, obj map[string]any) {
 		t.Fatal(err)
 	}
 	s := &shard.Spec
-	got := fmt.Sprintln(s.Cluster, s.Replicas, s.ImagePullPolicy, s.Storage.Size.String(), s.Storage.Retention, s.Limits, s.Timing.HeartbeatTimeout.Duration, s.Resources.Requests.Memory())
-	const want = "countinghouse 3 IfNotPresent 10Gi {Delete Retain} {8388608 67108864 67108864 67108864 64 256 268435456 104857600} 1s 512Mi\n"
+	got := fmt.Sprintln(s.Cluster, s.Replicas, s.ImagePullPolicy, s.Storage.Size.String(), s.Storage.Retention, s.Limits, s.Timing.HeartbeatTimeout.Duration, s.Resources.Requests.Memory(), s.TLS)
+	const want = "countinghouse 3 IfNotPresent 10Gi {Delete Retain} {8388608 67108864 67108864 67108864 64 256 268435456 104857600} 1s 512Mi {Managed   {720h0m0s} {8760h0m0s}}\n"
 	if got != want {
 		t.Errorf("got  %swant %s", got, want)
 	}
@@ -246,6 +246,23 @@ func ruleCases() []ruleCase {
 		{name: "heartbeat too long", spec: "spec: {timing: {heartbeatTimeout: 61s}}", refused: []string{"spec.timing.heartbeatTimeout", "50ms to 1m"}},
 		{name: "heartbeat nonsense", spec: "spec: {timing: {heartbeatTimeout: soon}}", refused: []string{"spec.timing.heartbeatTimeout"}},
 		{name: "heartbeat", spec: "spec: {timing: {heartbeatTimeout: 250ms}}"},
+		{name: "tls mode", spec: "spec: {tls: {mode: Maybe}}", refused: []string{"spec.tls.mode"}},
+		{name: "tls off", spec: "spec: {tls: {mode: \"Off\"}}"},
+		{name: "tls mode changed later", update: true, spec: "spec: {tls: {mode: \"Off\"}}", refused: []string{"spec.tls.mode", "can not be changed"}},
+		{name: "provided", spec: "spec: {tls: {mode: Provided, secretName: a, operatorSecretName: b}}"},
+		{name: "provided without a secret", spec: "spec: {tls: {mode: Provided, operatorSecretName: b}}", refused: []string{"spec.tls", "secretName is for mode Provided"}},
+		{name: "provided with an empty secret", spec: "spec: {tls: {mode: Provided, secretName: \"\", operatorSecretName: b}}", refused: []string{"spec.tls", "secretName is for mode Provided"}},
+		{name: "provided without the operator's", spec: "spec: {tls: {mode: Provided, secretName: a}}", refused: []string{"spec.tls", "operatorSecretName is for mode Provided"}},
+		{name: "managed with a secret", spec: "spec: {tls: {secretName: a}}", refused: []string{"spec.tls", "secretName is for mode Provided"}},
+		{name: "managed with the operator's", spec: "spec: {tls: {operatorSecretName: a}}", refused: []string{"spec.tls", "operatorSecretName is for mode Provided"}},
+		{name: "another secret", old: "spec: {tls: {mode: Provided, secretName: a, operatorSecretName: b}}", spec: "spec: {tls: {mode: Provided, secretName: c, operatorSecretName: d}}"},
+		{name: "short certificates", spec: "spec: {tls: {certificateLifetime: 59m}}", refused: []string{"spec.tls.certificateLifetime", "1h to 8760h"}},
+		{name: "long certificates", spec: "spec: {tls: {certificateLifetime: 8761h, authorityLifetime: 87600h}}", refused: []string{"spec.tls.certificateLifetime", "1h to 8760h"}},
+		{name: "long authority", spec: "spec: {tls: {authorityLifetime: 87601h}}", refused: []string{"spec.tls.authorityLifetime", "up to 87600h"}},
+		{name: "short authority", spec: "spec: {tls: {certificateLifetime: 1h, authorityLifetime: 3h59m}}", refused: []string{"spec.tls", "four times"}},
+		{name: "shortest", spec: "spec: {tls: {certificateLifetime: 1h, authorityLifetime: 4h}}"},
+		{name: "other lifetimes", old: "spec: {tls: {certificateLifetime: 1h}}", spec: "spec: {tls: {certificateLifetime: 2h}}"},
+		{name: "lifetime nonsense", spec: "spec: {tls: {certificateLifetime: long}}", refused: []string{"spec.tls"}},
 	}
 }
 

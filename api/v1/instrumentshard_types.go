@@ -113,8 +113,73 @@ type InstrumentShardSpec struct {
 	// +kubebuilder:default={}
 	Scheduling SchedulingSpec `json:"scheduling,omitzero"`
 
-	// Paused stops the operator from changing anything of the shard. Members go on.
+	// TLS says where the members' certificates come from.
+	//
+	// +kubebuilder:default={mode: "Managed", certificateLifetime: "720h", authorityLifetime: "8760h"}
+	TLS TLSSpec `json:"tls,omitempty"`
+
+	// Paused stops the operator from changing anything of the shard but its
+	// certificates, without which the members would soon refuse each other. Members go
+	// on.
 	Paused bool `json:"paused,omitempty"`
+}
+
+// TLSMode says who keeps certificates.
+//
+// +kubebuilder:validation:Enum=Managed;Provided;Off
+type TLSMode string
+
+// The modes.
+const (
+	// TLSManaged: the operator issues certificates and renews them.
+	TLSManaged TLSMode = "Managed"
+	// TLSProvided: somebody else does, such as cert-manager.
+	TLSProvided TLSMode = "Provided"
+	// TLSOff: there are none; whoever reaches a member may do anything. In YAML it is
+	// written in quotes.
+	TLSOff TLSMode = "Off"
+)
+
+// TLSSpec says where the members' certificates come from.
+//
+// +kubebuilder:validation:XValidation:rule="(self.mode == 'Provided') == (has(self.secretName) && self.secretName.size() > 0)",message="secretName is for mode Provided, and required there"
+// +kubebuilder:validation:XValidation:rule="(self.mode == 'Provided') == (has(self.operatorSecretName) && self.operatorSecretName.size() > 0)",message="operatorSecretName is for mode Provided, and required there"
+// +kubebuilder:validation:XValidation:rule="duration(self.authorityLifetime) >= duration(self.certificateLifetime) + duration(self.certificateLifetime) + duration(self.certificateLifetime) + duration(self.certificateLifetime)",message="authorityLifetime: use at least four times certificateLifetime"
+type TLSSpec struct {
+	// Mode can not be changed: members with certificates do not talk to those without,
+	// nor to those of another authority.
+	//
+	// +kubebuilder:default=Managed
+	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="the mode can not be changed: members with certificates do not talk to those without; create another shard"
+	Mode TLSMode `json:"mode,omitempty"`
+
+	// SecretName, with mode Provided, names the secret with tls.crt, tls.key and ca.crt
+	// of the members. The certificate's only URI is spiffe://<cluster>/node/<shard>. Its
+	// contents may change at any time; a change of the name restarts the members.
+	//
+	// +kubebuilder:validation:MaxLength=253
+	SecretName string `json:"secretName,omitempty"`
+
+	// OperatorSecretName, with mode Provided, names the secret with the certificate that
+	// the operator shows to the members. Its only URI is spiffe://<cluster>/operator.
+	//
+	// +kubebuilder:validation:MaxLength=253
+	OperatorSecretName string `json:"operatorSecretName,omitempty"`
+
+	// CertificateLifetime, with mode Managed, is how long a certificate is valid, 1h to
+	// 8760h; it is renewed after two thirds of it. It applies to certificates issued
+	// from then on.
+	//
+	// +kubebuilder:default="720h"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1h') && duration(self) <= duration('8760h')",message="use 1h to 8760h"
+	CertificateLifetime metav1.Duration `json:"certificateLifetime,omitempty"`
+
+	// AuthorityLifetime, with mode Managed, is how long an authority is valid, up to
+	// 87600h; it is replaced after two thirds of it. It applies to the next one.
+	//
+	// +kubebuilder:default="8760h"
+	// +kubebuilder:validation:XValidation:rule="duration(self) <= duration('87600h')",message="use up to 87600h"
+	AuthorityLifetime metav1.Duration `json:"authorityLifetime,omitempty"`
 }
 
 // StorageSpec says where a member's data lies.

@@ -11,8 +11,8 @@ type InstrumentShardStatus struct {
 	// ObservedGeneration is the generation of the spec that the status is about.
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
-	// Conditions are Available, Progressing, Degraded, QuorumLost and Accepted, and
-	// Recovery where one was asked for.
+	// Conditions are Available, Progressing, Degraded, QuorumLost, Accepted and
+	// CertificatesReady, and Recovery where one was asked for.
 	//
 	// +listType=map
 	// +listMapKey=type
@@ -164,4 +164,7 @@ const (
 	ConditionRecovery = "Recovery"
 	// ConditionAccepted: the shard owns every instrument that the spec names.
 	ConditionAccepted = "Accepted"
+	// ConditionCertificatesReady: the members' certificates are there, and no change of
+	// the authority is under way that has come to a standstill.
+	ConditionCertificatesReady = "CertificatesReady"
 )

@@ -97,6 +97,14 @@ func (a *Authority) Issue(id identity.Identity, dnsNames []string, now time.Time
 	return sign(template, a)
 }
 
+func parsePair(p Pair) (*x509.Certificate, error) {
+	both, err := tls.X509KeyPair(p.Cert, p.Key)
+	if err != nil {
+		return nil, err
+	}
+	return both.Leaf, nil
+}
+
 func newTemplate(now time.Time, lifetime time.Duration) (*x509.Certificate, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), serialBits))
 	if err != nil {

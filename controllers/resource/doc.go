@@ -26,6 +26,8 @@ const (
 	LabelMember    = "countinghouse.io/member"
 	// LabelLeaving is on the pod of a member that has lost its volume or leaves.
 	LabelLeaving = "countinghouse.io/leaving"
+	// LabelCluster is on the secrets of a cluster's certificates.
+	LabelCluster = "countinghouse.io/cluster"
 	// LabelAccess is set to AccessAllowed on pods of others, such as the exchange,
 	// that may connect to storage nodes.
 	LabelAccess   = "countinghouse.io/storage-access"
@@ -54,6 +56,7 @@ const (
 	userID         = 65532
 	dataMount      = "/data"
 	dataDir        = dataMount + "/member"
+	tlsMount       = "/etc/countinghouse/tls"
 	stopGrace      = 20 // seconds in which leadership is handed over
 )
 

@@ -73,6 +73,7 @@ func SpecHash(s *v1.InstrumentShard) (string, error) {
 	spec := &s.Spec
 	b, err := json.Marshal([]any{
 		spec.Image, spec.ImagePullPolicy, spec.ImagePullSecrets, spec.Limits, spec.Timing, spec.Resources, spec.Scheduling,
+		NodeSecret(s),
 	})
 	if err != nil {
 		return "", fmt.Errorf("spec of shard %s: %w", s.Name, err)
@@ -103,11 +104,33 @@ func podSpec(s *v1.InstrumentShard, member string, f Formation, d Defaults) core
 			SeccompProfile:      &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
 		Containers: []corev1.Container{container(s, member, f, d)},
-		Volumes: []corev1.Volume{{
-			Name:         "data",
-			VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: member}},
-		}},
+		Volumes:    volumes(s, member),
 	}
+}
+
+func volumes(s *v1.InstrumentShard, member string) []corev1.Volume {
+	out := []corev1.Volume{{
+		Name:         "data",
+		VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: member}},
+	}}
+	if name := NodeSecret(s); name != "" {
+		out = append(out, corev1.Volume{
+			Name: "tls",
+			VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
+				// The group is the pod's; a member waits until the secret is there.
+				SecretName: name, DefaultMode: ptr[int32](0o440), Optional: ptr(false),
+			}},
+		})
+	}
+	return out
+}
+
+func mounts(s *v1.InstrumentShard) []corev1.VolumeMount {
+	out := []corev1.VolumeMount{{Name: "data", MountPath: dataMount}}
+	if NodeSecret(s) != "" {
+		out = append(out, corev1.VolumeMount{Name: "tls", MountPath: tlsMount, ReadOnly: true})
+	}
+	return out
 }
 
 // spread puts members on different nodes as far as there are any, and fills zones
@@ -143,7 +166,7 @@ func container(s *v1.InstrumentShard, member string, f Formation, d Defaults) co
 			{Name: "grpc", ContainerPort: PortGRPC, Protocol: corev1.ProtocolTCP},
 			{Name: "metrics", ContainerPort: PortMetrics, Protocol: corev1.ProtocolTCP},
 		},
-		VolumeMounts: []corev1.VolumeMount{{Name: "data", MountPath: dataMount}},
+		VolumeMounts: mounts(s),
 		// A start reads the log: it may take minutes, and is not to be interrupted.
 		StartupProbe: probe("/healthz", 5, 360),
 		// Serving at all is what a restart could help with; a member without a leader
@@ -190,6 +213,9 @@ func args(s *v1.InstrumentShard, member string, f Formation) []string {
 	}
 	if f.Recover != "" {
 		out = append(out, "--recover="+f.Recover)
+	}
+	if NodeSecret(s) != "" {
+		out = append(out, "--tls-dir="+tlsMount)
 	}
 	if len(f.Peers) == 0 {
 		return append(out, "--join")

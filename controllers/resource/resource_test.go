@@ -64,9 +64,12 @@ func specHash(t *testing.T, s *v1.InstrumentShard) string {
 func objects(t *testing.T, s *v1.InstrumentShard) map[string]any {
 	t.Helper()
 	peers := []string{"futures-0", "futures-1", "futures-2"}
+	without := s.DeepCopy()
+	without.Spec.TLS.Mode = v1.TLSOff
 	return map[string]any{
 		"pod-first": pod(t, s, "futures-1", Formation{Peers: peers}, defaults), "pod-joining": pod(t, s, "futures-3", Formation{}, defaults),
-		"claim": Claim(s, "futures-1"), "peers": Peers(s), "service": Service(s), "budget": DisruptionBudget(s, 3),
+		"pod-without-tls": pod(t, without, "futures-3", Formation{}, defaults), "certificate": CertificateObject(s, NodeSecret(s)),
+		"authority": AuthorityObject(s), "claim": Claim(s, "futures-1"), "peers": Peers(s), "service": Service(s), "budget": DisruptionBudget(s, 3),
 		"policy": NetworkPolicy(s, "countinghouse-system"),
 	}
 }
@@ -133,6 +136,10 @@ func TestSpecHash(t *testing.T) {
 		"limits":    func(s *v1.InstrumentShardSpec) { s.Limits.Queries++ },
 		"timing":    func(s *v1.InstrumentShardSpec) { s.Timing.HeartbeatTimeout.Duration++ },
 		"resources": func(s *v1.InstrumentShardSpec) { s.Resources.Limits = nil },
+		"tls":       func(s *v1.InstrumentShardSpec) { s.TLS.Mode = v1.TLSOff },
+		"another secret": func(s *v1.InstrumentShardSpec) {
+			s.TLS = v1.TLSSpec{Mode: v1.TLSProvided, SecretName: "other", OperatorSecretName: "operator"}
+		},
 		"scheduling": func(s *v1.InstrumentShardSpec) {
 			s.Scheduling.Tolerations = []corev1.Toleration{{Operator: corev1.TolerationOpExists}}
 		},
@@ -147,7 +154,10 @@ func TestSpecHash(t *testing.T) {
 		"instruments": func(s *v1.InstrumentShardSpec) { s.Instruments = nil },
 		"size":        func(s *v1.InstrumentShardSpec) { s.Storage.Size = resource.MustParse("1Ti") },
 		"retention":   func(s *v1.InstrumentShardSpec) { s.Storage.Retention.WhenDeleted = v1.RetentionDelete },
-		"paused":      func(s *v1.InstrumentShardSpec) { s.Paused = true },
+		"lifetimes": func(s *v1.InstrumentShardSpec) {
+			s.TLS.CertificateLifetime.Duration, s.TLS.AuthorityLifetime.Duration = 1, 2
+		},
+		"paused": func(s *v1.InstrumentShardSpec) { s.Paused = true },
 		"the same quantity, written otherwise": func(s *v1.InstrumentShardSpec) {
 			s.Resources.Limits[corev1.ResourceMemory] = resource.MustParse("2048Mi")
 		},

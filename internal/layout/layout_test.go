@@ -63,7 +63,7 @@ var allowed = map[string][]string{
 	"exchange/server": {"identity", "record", "exchange", "exchange/", "version"},
 
 	"api/v1":                   {},
-	"controllers":              {"api/v1", "controllers/resource", "storagenode/client", "storagenode/storagepb"},
+	"controllers":              {"api/v1", "controllers/certificates", "controllers/resource", "identity", "storagenode/client", "storagenode/storagepb"},
 	"controllers/certificates": {"identity"},
 	"controllers/resource":     {"api/v1"},
 
