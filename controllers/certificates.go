@@ -454,8 +454,8 @@ func (p *pass) credentials(ctx context.Context) (*identity.Source, bool) {
 		return nil, true
 	}
 	reader := client.Reader(p.r.Client)
-	if p.shard.Spec.TLS.Mode == v1.TLSProvided && p.r.Live != nil {
-		reader = p.r.Live // the cache holds the operator's own only
+	if p.shard.Spec.TLS.Mode == v1.TLSProvided && p.r.Uncached != nil {
+		reader = p.r.Uncached // the cache holds the operator's own only
 	}
 	s := new(corev1.Secret)
 	if err := reader.Get(ctx, types.NamespacedName{Namespace: p.shard.Namespace, Name: name}, s); err != nil {

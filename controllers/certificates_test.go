@@ -561,7 +561,7 @@ func TestOperatorsProvidedCertificate(t *testing.T) {
 		s.TLS = v1.TLSSpec{Mode: v1.TLSProvided, SecretName: "mine", OperatorSecretName: "operators"}
 	})
 	r := w.reconciler()
-	r.Client, r.Live = w.stale(), w.client
+	r.Client, r.Uncached = w.stale(), w.client
 	p := &pass{r: r, shard: w.shard()}
 	if _, ok := p.credentials(t.Context()); ok || !strings.Contains(p.next, "operators") {
 		t.Errorf("without the secret: %q", p.next)

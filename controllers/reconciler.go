@@ -53,9 +53,6 @@ type Reconciler struct {
 	Namespace string
 	// Dial reaches the members of a shard; DialMembers.
 	Dial Dial
-	// Live reads secrets that the cache does not hold: those that somebody else keeps.
-	// Default: Client.
-	Live client.Reader
 	// Propagation is how long a change of a secret may take until every process that
 	// has it mounted uses it; default DefaultPropagation.
 	Propagation time.Duration

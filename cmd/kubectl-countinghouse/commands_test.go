@@ -171,6 +171,7 @@ spec:
   replicas: REPLICAS
   image: IMAGE
   storage: {size: 10Gi, retention: {whenScaled: Delete, whenDeleted: Retain}}
+  tls: {mode: "Off"}
 `
 
 func TestPlans(t *testing.T) {

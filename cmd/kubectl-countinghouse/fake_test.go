@@ -201,6 +201,7 @@ func (w *world) healthy() *v1.InstrumentShard {
 		ObjectMeta: metav1.ObjectMeta{Namespace: "trading", Name: "futures", UID: "u1", Generation: 3, CreationTimestamp: metav1.NewTime(noon.Add(-5 * 24 * time.Hour))},
 	}
 	s.Spec = v1.InstrumentShardSpec{
+		TLS:     v1.TLSSpec{Mode: v1.TLSOff},
 		Cluster: "cffex", Instruments: []string{"IF2501", "IC2501"}, Replicas: 3, Image: "countinghouse:v1",
 		Storage: v1.StorageSpec{Size: resource.MustParse("10Gi"), Retention: v1.RetentionSpec{WhenScaled: v1.RetentionDelete, WhenDeleted: v1.RetentionRetain}},
 	}

@@ -84,9 +84,10 @@ func TestMembersAreReachedThroughTheAPIServer(t *testing.T) {
 	}
 	s := &session{reach: forward, timeout: 10 * time.Second}
 	shard := &v1.InstrumentShard{}
+	shard.Spec.TLS.Mode = v1.TLSOff
 	shard.Namespace, shard.Name, shard.Spec.Cluster, shard.Spec.Instruments = "trading", "futures", "cffex", []string{"IF2501"}
 	for range 2 {
-		c, err := s.members(shard, []string{"futures-0", "futures-1"})
+		c, err := s.members(t.Context(), shard, []string{"futures-0", "futures-1"})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -105,7 +105,7 @@ func (s *session) recover(ctx context.Context, p *output.Printer, in io.Reader, 
 
 // holdings asks every member that runs what it holds.
 func (s *session) holdings(ctx context.Context, v *view) ([]holding, error) {
-	c, err := s.members(v.shard, v.running())
+	c, err := s.members(ctx, v.shard, v.running())
 	if err != nil {
 		return nil, err
 	}

@@ -60,7 +60,7 @@ func (s *session) transfer(ctx context.Context, p *output.Printer, shard *v1.Ins
 	case v.leader.Id == to:
 		return printTransfer(p, shard.Name, to, to)
 	}
-	c, err := s.members(shard, v.running())
+	c, err := s.members(ctx, shard, v.running())
 	if err != nil {
 		return err
 	}

@@ -60,7 +60,7 @@ func (s *session) verify(ctx context.Context, p *output.Printer, shard *v1.Instr
 	if err != nil {
 		return err
 	}
-	c, err := s.members(shard, v.running())
+	c, err := s.members(ctx, shard, v.running())
 	if err != nil {
 		return err
 	}

@@ -3,19 +3,19 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	kube "sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/countinghouse/countinghouse/api/v1"
 	"github.com/countinghouse/countinghouse/controllers/resource"
+	"github.com/countinghouse/countinghouse/identity"
 	"github.com/countinghouse/countinghouse/storagenode/client"
 	"github.com/countinghouse/countinghouse/storagenode/storagepb"
 )
@@ -38,7 +38,7 @@ type answer struct {
 }
 
 // members returns a client of a shard's members, nil if none can be reached.
-func (s *session) members(shard *v1.InstrumentShard, ids []string) (*client.Client, error) {
+func (s *session) members(ctx context.Context, shard *v1.InstrumentShard, ids []string) (*client.Client, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
@@ -46,8 +46,11 @@ func (s *session) members(shard *v1.InstrumentShard, ids []string) (*client.Clie
 	for _, id := range ids {
 		m.Shards[0].Members = append(m.Shards[0].Members, client.Member{ID: id, Address: resource.Address(shard, id)})
 	}
-	return client.New(m, client.Options{AttemptTimeout: s.timeout, Dial: []grpc.DialOption{
-		grpc.WithTransportCredentials(s.credentials(shard)),
+	certificate, err := s.certificate(ctx, shard)
+	if err != nil {
+		return nil, err
+	}
+	return client.New(m, client.Options{AttemptTimeout: s.timeout, TLS: certificate, Dial: []grpc.DialOption{
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 			pod, _, _ := strings.Cut(address, ".") // members name each other by their addresses in the cluster
 			return s.reach(ctx, shard.Namespace, pod)
@@ -55,10 +58,22 @@ func (s *session) members(shard *v1.InstrumentShard, ids []string) (*client.Clie
 	}})
 }
 
-// credentials are those with which the members of a shard are met. The connection to
-// the API server, which carries theirs, is encrypted in any case.
-func (s *session) credentials(*v1.InstrumentShard) credentials.TransportCredentials {
-	return insecure.NewCredentials()
+// certificate is the one with which the members of a shard are met, nil where they
+// want none: the operator's, which whoever administers shares.
+func (s *session) certificate(ctx context.Context, shard *v1.InstrumentShard) (*identity.Source, error) {
+	name := resource.OperatorSecret(shard)
+	if name == "" {
+		return nil, nil
+	}
+	secret := new(corev1.Secret)
+	if err := s.kube.Get(ctx, kube.ObjectKey{Namespace: shard.Namespace, Name: name}, secret); err != nil {
+		return nil, fmt.Errorf("shard %s: its members want the certificate in secret %s: %w", shard.Name, name, apiError(err))
+	}
+	source, err := identity.FromPEM(secret.Data[identity.CertFile], secret.Data[identity.KeyFile], secret.Data[identity.TrustFile], identity.Options{})
+	if err != nil {
+		return nil, fmt.Errorf("shard %s: the certificate in secret %s: %w", shard.Name, name, err)
+	}
+	return source, nil
 }
 
 // reason is what a member, or the way to it, says of an error of a call.
@@ -104,7 +119,7 @@ func (v *view) running() (ids []string) {
 // ask asks every running member for its status, all at once.
 func (s *session) ask(ctx context.Context, v *view) error {
 	ids := v.running()
-	c, err := s.members(v.shard, ids)
+	c, err := s.members(ctx, v.shard, ids)
 	if c == nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/countinghouse/countinghouse/controllers"
 	"github.com/countinghouse/countinghouse/version"
 )
 
@@ -38,6 +39,7 @@ type flags struct {
 	healthListen  string
 	leaderElect   bool
 	stopGrace     time.Duration
+	propagation   time.Duration
 	workers       int
 	logLevel      string
 	logFormat     string
@@ -104,6 +106,7 @@ func (f *flags) bind(cmd *cobra.Command) {
 	fs.StringVar(&f.healthListen, "health-listen", ":8081", "host:port to serve /healthz and /readyz on; 0 for none")
 	fs.BoolVar(&f.leaderElect, "leader-elect", false, "work only while holding a lease in --namespace")
 	fs.DurationVar(&f.stopGrace, "stop-grace", 10*time.Second, "how long the end waits for reconciliations to finish")
+	fs.DurationVar(&f.propagation, "secret-propagation", controllers.DefaultPropagation, "how long a change of a secret may take to reach every process that has it mounted: twice the kubelet's sync period and its cache's age; a change of the authority waits for it")
 	fs.IntVar(&f.workers, "workers", 4, "shards that are reconciled at a time")
 	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
@@ -132,6 +135,9 @@ func (f *flags) check() error {
 	}
 	if f.workers < 1 {
 		return bad("workers", "%d: use at least 1", f.workers)
+	}
+	if f.propagation < time.Second {
+		return bad("secret-propagation", "%v: use at least 1s", f.propagation)
 	}
 	if f.stopGrace < 0 {
 		return bad("stop-grace", "%v is negative; use 0s for no wait", f.stopGrace)

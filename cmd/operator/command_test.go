@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -22,6 +23,7 @@ func TestFlagsAreChecked(t *testing.T) {
 		"--metrics-listen: \"here\" is not":   append(good, "--metrics-listen", "here"),
 		"--health-listen: \"here\" is not":    append(good, "--health-listen", "here"),
 		"--workers: 0: use at least 1":        append(good, "--workers", "0"),
+		"--secret-propagation: 0s: use at l":  append(good, "--secret-propagation", "0s"),
 		"--stop-grace: -1s is negative":       append(good, "--stop-grace", "-1s"),
 		"--log-level: \"loud\": use debug":    append(good, "--log-level", "loud"),
 		"--log-format: \"xml\": use text":     append(good, "--log-format", "xml"),
@@ -61,16 +63,24 @@ func TestCacheSeesWhatShardsAreMadeOf(t *testing.T) {
 	selectors := 0
 	for kind, by := range (&flags{}).cache().ByObject {
 		selectors++
+		if by.Label.Matches(labels.Set{"app": "other"}) {
+			t.Errorf("the cache of %T takes everything", kind)
+		}
+		if _, ok := kind.(*corev1.Secret); ok {
+			for _, o := range []*corev1.Secret{resource.AuthorityObject(s), resource.CertificateObject(s, resource.NodeSecret(s))} {
+				if !by.Label.Matches(labels.Set(o.Labels)) {
+					t.Errorf("the cache does not see secret %s", o.Name)
+				}
+			}
+			continue
+		}
 		for _, o := range made {
 			if !by.Label.Matches(labels.Set(o.GetLabels())) {
 				t.Errorf("the cache of %T does not see %T", kind, o)
 			}
 		}
-		if by.Label.Matches(labels.Set{"app": "other"}) {
-			t.Errorf("the cache of %T takes everything", kind)
-		}
 	}
-	if selectors != 5 {
+	if selectors != 6 {
 		t.Errorf("%d kinds are selected", selectors)
 	}
 }

@@ -79,7 +79,7 @@ func (f *flags) manager(rc *rest.Config) (ctrl.Manager, error) {
 	}
 	r := &controllers.Reconciler{
 		Client: m.GetClient(), Defaults: resource.Defaults{Image: f.image}, Namespace: f.namespace,
-		Dial: controllers.DialMembers, Events: m.GetEventRecorder("countinghouse-operator"), Workers: f.workers,
+		Dial: controllers.DialMembers, Events: m.GetEventRecorder("countinghouse-operator"), Workers: f.workers, Propagation: f.propagation,
 	}
 	if err := r.SetupWithManager(m); err != nil {
 		return nil, err
@@ -99,6 +99,8 @@ func (f *flags) cache() cache.Options {
 		ByObject: map[client.Object]cache.ByObject{
 			&corev1.Pod{}: own, &corev1.PersistentVolumeClaim{}: own, &corev1.Service{}: own,
 			&policyv1.PodDisruptionBudget{}: own, &networkingv1.NetworkPolicy{}: own,
+			// No secret of others is ever held.
+			&corev1.Secret{}: {Label: labels.SelectorFromSet(resource.CertificateLabels())},
 		},
 	}
 	if len(f.namespaces) > 0 {

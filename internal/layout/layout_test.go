@@ -79,7 +79,7 @@ var allowed = map[string][]string{
 	"cmd/countinghouse":     {"cmd/countinghouse/", "identity", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "storagenode/", "version"},
 	"cmd/kubectl-countinghouse": {
 		"cmd/countinghouse/output", "cmd/countinghouse/replicas", "api/v1", "controllers", "controllers/resource",
-		"storagenode/client", "storagenode/storagepb", "version",
+		"identity", "storagenode/client", "storagenode/storagepb", "version",
 	},
 	"cmd/countinghouse/": {"cmd/countinghouse/", "record", "exchange", "exchange/", "orderflow", "orderflow/", "localcluster", "localcluster/", "storagenode/", "version"},
 }
