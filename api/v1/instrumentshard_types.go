@@ -116,7 +116,7 @@ type InstrumentShardSpec struct {
 	// TLS says where the members' certificates come from.
 	//
 	// +kubebuilder:default={mode: "Managed", certificateLifetime: "720h", authorityLifetime: "8760h"}
-	TLS TLSSpec `json:"tls,omitempty"`
+	TLS TLSSpec `json:"tls,omitzero"`
 
 	// Paused stops the operator from changing anything of the shard but its
 	// certificates, without which the members would soon refuse each other. Members go
@@ -172,14 +172,14 @@ type TLSSpec struct {
 	//
 	// +kubebuilder:default="720h"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1h') && duration(self) <= duration('8760h')",message="use 1h to 8760h"
-	CertificateLifetime metav1.Duration `json:"certificateLifetime,omitempty"`
+	CertificateLifetime metav1.Duration `json:"certificateLifetime,omitzero"`
 
 	// AuthorityLifetime, with mode Managed, is how long an authority is valid, up to
 	// 87600h; it is replaced after two thirds of it. It applies to the next one.
 	//
 	// +kubebuilder:default="8760h"
 	// +kubebuilder:validation:XValidation:rule="duration(self) <= duration('87600h')",message="use up to 87600h"
-	AuthorityLifetime metav1.Duration `json:"authorityLifetime,omitempty"`
+	AuthorityLifetime metav1.Duration `json:"authorityLifetime,omitzero"`
 }
 
 // StorageSpec says where a member's data lies.
