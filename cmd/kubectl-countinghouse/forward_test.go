@@ -13,10 +13,10 @@ import (
 
 	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/httpstream"
-	"k8s.io/apimachinery/pkg/util/httpstream/spdy"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
 
 	v1 "github.com/countinghouse/countinghouse/api/v1"
 	"github.com/countinghouse/countinghouse/storagenode/storagepb"
@@ -27,8 +27,9 @@ import (
 func apiServer(t *testing.T, addresses map[string]string) *rest.Config {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		pod, ok := strings.CutPrefix(req.URL.Path, "/api/v1/namespaces/trading/pods/")
-		if pod, ok = strings.CutSuffix(pod, "/portforward"); !ok || req.Method != http.MethodPost {
+		pod, _ := strings.CutPrefix(req.URL.Path, "/api/v1/namespaces/trading/pods/")
+		pod, ok := strings.CutSuffix(pod, "/portforward")
+		if !ok || req.Method != http.MethodPost {
 			http.Error(w, "unexpected "+req.URL.Path, http.StatusBadRequest)
 			return
 		}
