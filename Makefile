@@ -17,7 +17,7 @@ STAMP     := -X github.com/countinghouse/countinghouse/version.Build=$(GIT_DESC)
 LDFLAGS   := -ldflags "$(STAMP)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kube check chart generate bench build images fuzz clean
+.PHONY: help demo test kube check chart generate bench build images e2e kind-up kind-down fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,16 @@ images: ## the container image IMAGE: static programs, from scratch
 	@mkdir -p $(BIN)/image
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w $(STAMP)" -o $(BIN)/image/ ./cmd/operator ./cmd/storagenode ./cmd/exchange ./cmd/countinghouse
 	DOCKER_BUILDKIT=0 docker build --quiet --tag $(IMAGE) --file Dockerfile $(BIN)/image
+
+e2e: ## on a kind cluster that it creates: install, trade, and take away what can be (Docker; KIND_NODE_IMAGE, see e2e/doc.go)
+	$(GO) -C e2e vet ./...
+	$(GO) -C e2e test -v -count 1 -timeout 40m .
+
+kind-up: images ## a kind cluster with the images on it, to try things on
+	$(GO) -C e2e run ./kindup -image $(IMAGE)
+
+kind-down: ## delete the cluster of kind-up
+	$(GO) -C e2e tool kind delete cluster --name countinghouse
 
 clean: ## remove what the targets made
 	rm -rf $(BIN) bench/out
