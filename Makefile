@@ -41,6 +41,8 @@ check: chart ## formatting, vet, lint, the chart, stale generated code
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt-ed:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
 	$(LINT) run ./...
+	$(GO) -C e2e vet ./...
+	cd e2e && $(GO) tool -modfile=../tools/lint/go.mod golangci-lint run --config ../.golangci.yml ./...
 	$(MAKE) --no-print-directory generate
 	@git diff --exit-code --stat -- '*.pb.go' api config $(CHART)/files || { echo "generated code is stale: run 'make generate' and commit the result"; exit 1; }
 
@@ -81,7 +83,6 @@ images: ## the container image IMAGE: static programs, from scratch
 	DOCKER_BUILDKIT=0 docker build --quiet --tag $(IMAGE) --file Dockerfile $(BIN)/image
 
 e2e: ## on a kind cluster that it creates: install, trade, and take away what can be (Docker; KIND_NODE_IMAGE, see e2e/doc.go)
-	$(GO) -C e2e vet ./...
 	$(GO) -C e2e test -v -count 1 -timeout 40m .
 
 kind-up: images ## a kind cluster with the images on it, to try things on

@@ -55,7 +55,7 @@ func load(p *kind.Provider, name, image string) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	archive := filepath.Join(dir, "image.tar")
 	if out, err := exec.Command("docker", "save", "--output", archive, image).CombinedOutput(); err != nil {
 		return fmt.Errorf("docker save %s: %w\n%s", image, err, out)

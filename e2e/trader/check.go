@@ -126,28 +126,45 @@ func (k *checker) stream(ctx context.Context, shard client.Shard, name string) e
 	return nil
 }
 
-// await waits until a member has applied what the leader has.
+// await waits until a member has applied what the leader has, and the leader what the
+// trader was told.
 func (k *checker) await(ctx context.Context, shard client.Shard, m client.Member, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, checkWait)
 	defer cancel()
 	for {
-		lead, err := k.c.Instruments(ctx, shard.Name, client.Replica{})
+		err := k.has(ctx, shard, m, name)
 		if err == nil {
-			var own uint64
-			if held, err := k.c.Instruments(ctx, shard.Name, client.Replica{Member: m.ID}); err == nil {
-				own = held.AppliedIndex
-			}
-			i := slices.IndexFunc(lead.Instruments, func(s *storagepb.InstrumentStats) bool { return s.Instrument == name })
-			if own >= lead.AppliedIndex && (i >= 0 && lead.Instruments[i].LastSeq >= k.told.last[name] || k.told.last[name] == 0) {
-				return nil
-			}
+			return nil
 		}
 		select {
 		case <-time.After(checkPause):
 		case <-ctx.Done():
-			return fmt.Errorf("%s does not have all of %s up to %d (%v)", memberOf(shard, m), name, k.told.last[name], err)
+			return err
 		}
 	}
+}
+
+// has says what a member lacks, nil for nothing.
+func (k *checker) has(ctx context.Context, shard client.Shard, m client.Member, name string) error {
+	leads, err := k.c.Instruments(ctx, shard.Name, client.Replica{})
+	if err != nil {
+		return err
+	}
+	own, err := k.c.Instruments(ctx, shard.Name, client.Replica{Member: m.ID})
+	if err != nil {
+		return fmt.Errorf("%s: %w", memberOf(shard, m), err)
+	}
+	var stored uint64
+	if i := slices.IndexFunc(leads.Instruments, func(s *storagepb.InstrumentStats) bool { return s.Instrument == name }); i >= 0 {
+		stored = leads.Instruments[i].LastSeq
+	}
+	if told := k.told.last[name]; stored < told {
+		return fmt.Errorf("shard %s has %s up to %d, and %d was answered", shard.Name, name, stored, told)
+	}
+	if own.AppliedIndex < leads.AppliedIndex {
+		return fmt.Errorf("%s has applied %d, the leader %d", memberOf(shard, m), own.AppliedIndex, leads.AppliedIndex)
+	}
+	return nil
 }
 
 // read reads a stream from a member: its records must be numbered without a gap.
