@@ -61,7 +61,7 @@ func stopAfterEveryWrite(t *testing.T, newWorld func(*testing.T) *world, run fun
 		stops++
 	}
 	t.Logf("stopped after each of %d writes", stops)
-	if stops < 10 {
+	if stops < 5 {
 		t.Errorf("only %d writes", stops)
 	}
 }

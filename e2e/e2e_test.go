@@ -206,7 +206,9 @@ func (s *suite) killLeaders(t *testing.T) {
 	if s.kind != nil {
 		kinds["process"] = func(t *testing.T, victim *corev1.Pod) {
 			s.killProcess(t, victim)
-			s.restarted(t, victim)
+			s.otherLeader(t, victim.Name)
+			s.kill(t, victim) // another pod starts at once; the kubelet would take its time
+			s.replaced(t, victim)
 		}
 	}
 	for kind, kill := range kinds {

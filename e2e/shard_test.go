@@ -112,22 +112,6 @@ func (c *cluster) killProcess(t *testing.T, pod *corev1.Pod) {
 	t.Fatalf("no process of pod %s to kill among %q", pod.Name, id)
 }
 
-// restarted waits until a pod's container runs anew and is ready.
-func (c *cluster) restarted(t *testing.T, pod *corev1.Pod) {
-	t.Helper()
-	before := pod.Status.ContainerStatuses[0].RestartCount
-	await(t, settleWait, "pod "+pod.Name+" runs anew", func(ctx context.Context) error {
-		var now corev1.Pod
-		if err := c.Get(ctx, client.ObjectKeyFromObject(pod), &now); err != nil {
-			return err
-		}
-		if now.Status.ContainerStatuses[0].RestartCount <= before || !podReady(&now) {
-			return fmt.Errorf("%+v", now.Status.ContainerStatuses)
-		}
-		return nil
-	})
-}
-
 // replaced waits until another pod of the same name is ready.
 func (c *cluster) replaced(t *testing.T, pod *corev1.Pod) {
 	t.Helper()
