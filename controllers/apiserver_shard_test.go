@@ -5,6 +5,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 func (w *world) apply(spec string) {
 	w.t.Helper()
 	obj := &unstructured.Unstructured{}
+	spec = strings.Replace(spec, "{", "{cluster: demo, ", 1)
 	text := fmt.Sprintf("apiVersion: countinghouse.io/v1\nkind: InstrumentShard\nmetadata: {name: %s, namespace: %s}\nspec: %s\n", w.name.Name, w.name.Namespace, spec)
 	if err := yaml.Unmarshal([]byte(text), &obj.Object); err != nil {
 		w.t.Fatal(err)
@@ -97,6 +99,7 @@ func TestAPIServerClaimDeletedInUse(t *testing.T) {
 // A shard is deleted with its volumes, and made anew while these have not gone yet.
 func TestAPIServerShardComesBackAtOnce(t *testing.T) {
 	w := newServedWorld(t)
+	w.tls = v1.TLSOff // with its last shard a cluster's authority goes: clients are refused for a while
 	w.createShard(3)
 	w.spec(func(s *v1.InstrumentShardSpec) { s.Storage.Retention.WhenDeleted = v1.RetentionDelete })
 	w.converge()

@@ -65,6 +65,7 @@ type world struct {
 	trace   []string // of what the operator did, as the steps of a plan
 	givenUp map[string]bool
 	certs   certificateWorld
+	tls     v1.TLSMode // of the shard that createShard makes
 }
 
 func newScheme(t *testing.T) *runtime.Scheme {
@@ -524,6 +525,7 @@ func (w *world) createShard(replicas int32) {
 		Cluster: "demo", Instruments: []string{"IF2501", "IC2501"}, Replicas: replicas,
 		Storage: v1.StorageSpec{Size: resource.MustParse("10Gi"), Retention: v1.RetentionSpec{WhenScaled: v1.RetentionDelete, WhenDeleted: v1.RetentionRetain}},
 	}
+	s.Spec.TLS.Mode = w.tls
 	if err := w.client.Create(context.Background(), s); err != nil {
 		w.t.Fatal(err)
 	}
