@@ -256,6 +256,9 @@ func (w *world) shard() *v1.InstrumentShard {
 	return s
 }
 
+// brokenImage is one that does not start.
+const brokenImage = "countinghouse:broken"
+
 // kubelet lets pods run whose volume is there, and ends those without.
 func (w *world) kubelet() {
 	w.t.Helper()
@@ -270,7 +273,7 @@ func (w *world) kubelet() {
 		pod := &pods.Items[i]
 		claim := new(corev1.PersistentVolumeClaim)
 		err := w.client.Get(context.Background(), client.ObjectKeyFromObject(pod), claim)
-		if err != nil || !claim.DeletionTimestamp.IsZero() || w.dead[pod.Name] || pod.Status.Phase == corev1.PodRunning {
+		if err != nil || !claim.DeletionTimestamp.IsZero() || w.dead[pod.Name] || pod.Spec.Containers[0].Image == brokenImage || pod.Status.Phase == corev1.PodRunning {
 			continue
 		}
 		w.start(pod, claim)
