@@ -1,7 +1,7 @@
 // Package controllers reconciles InstrumentShards.
 //
 // A reconciliation looks at everything anew, walks through the phases of
-// shardPass.run in their order, and makes at most one change to the membership. It
+// pass.run in their order, and makes at most one change to the membership. It
 // may be cut short after any write: each phase decides by what it sees, and
 // what it must remember is in the shard's status before it acts on it.
 //

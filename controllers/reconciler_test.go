@@ -406,6 +406,44 @@ func lostStatus(t *testing.T, newWorld func(*testing.T) *world) {
 	}
 }
 
+// Members that leave keep their volumes or not, as the spec says, and those that come
+// afterwards have numbers and volumes that nobody had.
+func TestNumbersAndVolumesOfMembersThatLeft(t *testing.T) {
+	for policy, want := range map[v1.RetentionPolicy]string{
+		v1.RetentionDelete: "[futures-0 futures-3 futures-4]",
+		v1.RetentionRetain: "[futures-0 futures-1 futures-2 futures-3 futures-4]",
+	} {
+		t.Run(string(policy), func(t *testing.T) {
+			w := newWorld(t)
+			w.createShard(3)
+			w.spec(func(s *v1.InstrumentShardSpec) { s.Storage.Retention.WhenScaled = policy })
+			for _, n := range []int32{3, 1, 3} {
+				w.spec(func(s *v1.InstrumentShardSpec) { s.Replicas = n })
+				w.converge()
+				w.expect()
+			}
+			var claims corev1.PersistentVolumeClaimList
+			if err := w.list(&claims); err != nil {
+				t.Fatal(err)
+			}
+			var names, members []string
+			for _, c := range claims.Items {
+				names = append(names, c.Name)
+			}
+			for _, m := range w.shard().Status.Members {
+				members = append(members, m.ID)
+			}
+			slices.Sort(names)
+			if got := fmt.Sprint(members); got != "[futures-0 futures-3 futures-4]" {
+				t.Errorf("members %s", got)
+			}
+			if got := fmt.Sprint(names); got != want {
+				t.Errorf("volume claims %s, want %s", got, want)
+			}
+		})
+	}
+}
+
 func TestDeletedShard(t *testing.T) { deletedShard(t, newWorld) }
 
 func deletedShard(t *testing.T, newWorld func(*testing.T) *world) {

@@ -61,7 +61,7 @@ func anchor(heading string) string {
 
 func TestLinksLeadSomewhere(t *testing.T) {
 	followed := 0
-	for _, page := range append(slices.Clone(pages), security, operations) {
+	for _, page := range append(slices.Clone(pages), security, operations, guarantees) {
 		for _, l := range readPage(t, page) {
 			for _, m := range linkPattern.FindAllStringSubmatch(l.text, -1) {
 				followed++
