@@ -32,7 +32,7 @@ var around = map[string]struct {
 		o.(*corev1.Service).Spec.PublishNotReadyAddresses = false
 	}},
 	"budget": {"futures", func() client.Object { return new(policyv1.PodDisruptionBudget) }, func(o client.Object) {
-		o.(*policyv1.PodDisruptionBudget).Spec.MaxUnavailable = &intstr.IntOrString{IntVal: 3}
+		o.(*policyv1.PodDisruptionBudget).Spec.MinAvailable = &intstr.IntOrString{IntVal: 3}
 	}},
 	"policy": {"futures", func() client.Object { return new(networkingv1.NetworkPolicy) }, func(o client.Object) {
 		o.(*networkingv1.NetworkPolicy).Spec.Ingress = nil
@@ -107,12 +107,12 @@ func TestAPIServerObjectsThatOthersChange(t *testing.T) {
 func TestAPIServerBudgetFollowsTheVoters(t *testing.T) {
 	w := newServedWorld(t)
 	w.createShard(1)
-	for _, c := range []struct{ replicas, unavailable int32 }{{1, 0}, {3, 1}, {5, 2}, {3, 1}} {
+	for _, c := range []struct{ replicas, stay int32 }{{1, 1}, {3, 2}, {5, 3}, {3, 2}} {
 		w.spec(func(s *v1.InstrumentShardSpec) { s.Replicas = c.replicas })
 		w.converge()
 		budget := w.read("futures", new(policyv1.PodDisruptionBudget)).(*policyv1.PodDisruptionBudget)
-		if got := budget.Spec.MaxUnavailable.IntVal; got != c.unavailable {
-			t.Errorf("%d of %d may be away", got, c.replicas)
+		if got := budget.Spec.MinAvailable.IntVal; got != c.stay {
+			t.Errorf("%d of %d have to stay", got, c.replicas)
 		}
 	}
 	w.expect()

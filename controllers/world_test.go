@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -485,7 +486,36 @@ func (w *world) reconcile() error {
 	w.operates = true
 	defer func() { w.operates = false }()
 	_, err := r.Reconcile(context.Background(), ctrl.Request{NamespacedName: w.name})
+	w.mayEvict()
 	return err
+}
+
+// mayEvict notices a budget that would let a drain take so many pods at once that
+// those that stay are no quorum.
+func (w *world) mayEvict() {
+	budget := new(policyv1.PodDisruptionBudget)
+	if w.client.Get(context.Background(), w.name, budget) != nil || w.recovering() {
+		return
+	}
+	var pods corev1.PodList
+	if err := w.list(&pods); err != nil {
+		w.t.Fatal(err)
+	}
+	healthy := 0
+	for i := range pods.Items {
+		if pods.Items[i].DeletionTimestamp.IsZero() && ready(&pods.Items[i]) {
+			healthy++
+		}
+	}
+	desired := 0
+	if least := budget.Spec.MinAvailable; least != nil {
+		desired = least.IntValue()
+	} else if most := budget.Spec.MaxUnavailable; most != nil { // of what the spec asks for
+		desired = int(w.shard().Spec.Replicas) - most.IntValue()
+	}
+	if may, spare := healthy-desired, len(w.staying())-w.quorum(); may > 0 && may > spare {
+		w.violation("a drain may take %d pods, and the shard can do without %d of %d voters", may, spare, w.voters())
+	}
 }
 
 // converge reconciles and lets pods run until nothing changes any more.

@@ -58,7 +58,7 @@ func TestCacheSeesWhatShardsAreMadeOf(t *testing.T) {
 	}
 	made := []interface{ GetLabels() map[string]string }{
 		pod, resource.Claim(s, "futures-0"), resource.Peers(s), resource.Service(s),
-		resource.DisruptionBudget(s, 3), resource.NetworkPolicy(s, "system"),
+		resource.DisruptionBudget(s, 3, 0), resource.NetworkPolicy(s, "system"),
 	}
 	selectors := 0
 	for kind, by := range (&flags{}).cache().ByObject {

@@ -69,7 +69,7 @@ func objects(t *testing.T, s *v1.InstrumentShard) map[string]any {
 	return map[string]any{
 		"pod-first": pod(t, s, "futures-1", Formation{Peers: peers}, defaults), "pod-joining": pod(t, s, "futures-3", Formation{}, defaults),
 		"pod-without-tls": pod(t, without, "futures-3", Formation{}, defaults), "certificate": CertificateObject(s, NodeSecret(s)),
-		"authority": AuthorityObject(s), "claim": Claim(s, "futures-1"), "peers": Peers(s), "service": Service(s), "budget": DisruptionBudget(s, 3),
+		"authority": AuthorityObject(s), "claim": Claim(s, "futures-1"), "peers": Peers(s), "service": Service(s), "budget": DisruptionBudget(s, 3, 0),
 		"policy": NetworkPolicy(s, "countinghouse-system"),
 	}
 }
@@ -211,9 +211,12 @@ func TestMemoryLimitReachesTheRuntime(t *testing.T) {
 }
 
 func TestBudgetKeepsAQuorum(t *testing.T) {
-	for voters, away := range map[int32]int32{1: 0, 2: 0, 3: 1, 4: 1, 5: 2, 7: 3} {
-		if got := DisruptionBudget(shard(), voters).Spec.MaxUnavailable.IntVal; got != away {
-			t.Errorf("%d voters: %d may go, want %d", voters, got, away)
+	for voters, stay := range map[int32]int32{1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 7: 4} {
+		for others := range int32(3) {
+			got := DisruptionBudget(shard(), voters, others).Spec
+			if got.MaxUnavailable != nil || got.MinAvailable.IntVal != stay+others {
+				t.Errorf("%d voters and %d others: %+v, want %d to stay", voters, others, got, stay+others)
+			}
 		}
 	}
 }

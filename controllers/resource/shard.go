@@ -39,14 +39,17 @@ func service(s *v1.InstrumentShard, name string) *corev1.Service {
 }
 
 // DisruptionBudget keeps drains from taking more members away than the shard can
-// do without: voters − quorum. With one voter none may go by itself.
-func DisruptionBudget(s *v1.InstrumentShard, voters int32) *policyv1.PodDisruptionBudget {
+// do without: of the pods, a quorum of the voters has to stay, and as many as there are
+// others beside the voters, for a budget can not tell which pod has a vote. It states
+// how many stay, and not how many may go: the latter would be taken from the replicas
+// that the spec asks for, of which there may be more or fewer.
+func DisruptionBudget(s *v1.InstrumentShard, voters, others int32) *policyv1.PodDisruptionBudget {
 	return &policyv1.PodDisruptionBudget{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "policy/v1", Kind: "PodDisruptionBudget"},
 		ObjectMeta: owned(s, meta(s, s.Name)),
 		Spec: policyv1.PodDisruptionBudgetSpec{
-			MaxUnavailable: port(voters - Quorum(voters)),
-			Selector:       &metav1.LabelSelector{MatchLabels: ShardLabels(s.Name)},
+			MinAvailable: port(Quorum(voters) + others),
+			Selector:     &metav1.LabelSelector{MatchLabels: ShardLabels(s.Name)},
 			// A member that is not ready may go while enough others are; not when none is ready, as in an election.
 			UnhealthyPodEvictionPolicy: ptr(policyv1.IfHealthyBudget),
 		},
