@@ -238,10 +238,35 @@ func (p *pass) runPods(ctx context.Context) error {
 			}
 			p.later("the pod of member %s, which does not run, is replaced", m.ID)
 		case !ready(pod):
+			if err := p.correct(ctx, pod); err != nil {
+				return err
+			}
 			p.later("member %s is not ready", m.ID)
 		}
 	}
 	return nil
+}
+
+// correct replaces a pod that does not run and is not what the spec asks for: it may
+// never run, as with an image that there is not, so that no rollout, which waits for
+// all members, would come to it. Nothing that works ends with it.
+func (p *pass) correct(ctx context.Context, pod *corev1.Pod) error {
+	hash, err := resource.SpecHash(p.shard)
+	if err != nil || runs(pod) || pod.Annotations[resource.AnnotationSpecHash] == hash {
+		return err
+	}
+	p.later("the pod of member %s, which does not run, is replaced", pod.Name)
+	return p.delete(ctx, pod)
+}
+
+// runs reports whether a pod has a container that runs, or may have.
+func runs(pod *corev1.Pod) bool {
+	if pod.Status.Phase != corev1.PodRunning {
+		return pod.Status.Phase != corev1.PodPending
+	}
+	return len(pod.Status.ContainerStatuses) == 0 || slices.ContainsFunc(pod.Status.ContainerStatuses, func(c corev1.ContainerStatus) bool {
+		return c.State.Running != nil
+	})
 }
 
 // markLeaving labels the pod, nil for none, of a member that goes: the scheduler then
@@ -407,6 +432,9 @@ func (p *pass) clear(ctx context.Context, m *v1.MemberStatus) (bool, error) {
 	}
 	if pod := p.pods[m.ID]; pod != nil {
 		p.later("the pod of member %s ends", m.ID)
+		if !pod.DeletionTimestamp.IsZero() {
+			return false, nil // it may take long, as on a node that does not answer
+		}
 		return false, p.delete(ctx, pod)
 	}
 	claim := p.claims[m.ID]

@@ -1,0 +1,133 @@
+package controllers
+
+import (
+	"context"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	v1 "github.com/countinghouse/countinghouse/api/v1"
+)
+
+const badImage = "countinghouse:typo"
+
+// pullsNothingBad has pods with badImage never start, whichever member's they are.
+func (w *world) pullsNothingBad() {
+	w.cluster = func() {
+		var pods corev1.PodList
+		if err := w.list(&pods); err != nil {
+			w.t.Fatal(err)
+		}
+		w.dead = map[string]bool{}
+		for _, p := range pods.Items {
+			if p.Spec.Containers[0].Image == badImage {
+				w.dead[p.Name] = true
+			}
+		}
+		for i := range pods.Items {
+			if p := &pods.Items[i]; w.dead[p.Name] && p.Status.Phase == "" {
+				p.Status.Phase = corev1.PodPending
+				if err := w.client.Status().Update(context.Background(), p); err != nil {
+					w.t.Fatal(err)
+				}
+			}
+		}
+	}
+}
+
+// An image that there is not stops whatever was under way; the right one lets it go on,
+// without anybody's help.
+func TestImageIsCorrected(t *testing.T) {
+	for name, begin := range map[string]func(*world){
+		"from the beginning": func(w *world) { w.createShard(3) },
+		"in a rollout":       func(w *world) { w.runs(3) },
+		"as members join": func(w *world) {
+			w.runs(3)
+			w.spec(func(s *v1.InstrumentShardSpec) { s.Replicas = 5 })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.pullsNothingBad()
+			begin(w)
+			w.spec(func(s *v1.InstrumentShardSpec) { s.Image = badImage })
+			w.converge()
+			if len(w.dead) == 0 {
+				t.Fatal("every pod has started")
+			}
+			w.spec(func(s *v1.InstrumentShardSpec) { s.Image = "countinghouse:right" })
+			w.converge()
+			w.expect()
+		})
+	}
+}
+
+// A pod is replaced at once only if nothing of it runs.
+func TestPodThatMayRunIsNotReplacedAtOnce(t *testing.T) {
+	state := func(phase corev1.PodPhase, containers ...corev1.ContainerState) *corev1.Pod {
+		pod := new(corev1.Pod)
+		pod.Status.Phase = phase
+		for _, c := range containers {
+			pod.Status.ContainerStatuses = append(pod.Status.ContainerStatuses, corev1.ContainerStatus{State: c})
+		}
+		return pod
+	}
+	waiting := corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}}
+	running := corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
+	for what, c := range map[string]struct {
+		pod  *corev1.Pod
+		runs bool
+	}{
+		"not scheduled":      {state(corev1.PodPending), false},
+		"pulls its image":    {state(corev1.PodPending, waiting), false},
+		"crashes":            {state(corev1.PodRunning, waiting), false},
+		"runs":               {state(corev1.PodRunning, running), true},
+		"nobody has said":    {state(corev1.PodRunning), true},
+		"seen by no kubelet": {state(corev1.PodUnknown), true},
+	} {
+		if got := runs(c.pod); got != c.runs {
+			t.Errorf("%s: %t", what, got)
+		}
+	}
+}
+
+// A pod that is lost with its node ends when the node does, and is not deleted again
+// at each look until then.
+func TestPodThatDoesNotEndIsDeletedOnce(t *testing.T) {
+	w := newWorld(t)
+	w.runs(3)
+	pod := w.pod("futures-1")
+	pod.Finalizers = []string{"test/node"}
+	if err := w.client.Update(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	claim := new(corev1.PersistentVolumeClaim)
+	if err := w.client.Get(t.Context(), client.ObjectKeyFromObject(pod), claim); err != nil {
+		t.Fatal(err)
+	}
+	delete(w.disks, claim.UID)
+	if err := w.client.Delete(t.Context(), claim); err != nil {
+		t.Fatal(err)
+	}
+	w.converge()
+	if pod = w.pod("futures-1"); pod == nil || pod.DeletionTimestamp.IsZero() {
+		t.Fatalf("%+v", pod)
+	}
+	before := w.writes
+	for range 3 {
+		if err := w.reconcile(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := w.writes - before; n > 0 {
+		t.Errorf("%d writes while a pod does not end", n)
+	}
+	pod.Finalizers = nil
+	if err := w.client.Update(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	w.converge()
+	w.expect()
+}
