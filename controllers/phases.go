@@ -14,7 +14,8 @@ import (
 )
 
 // accept works out which instruments the shard may own: where two shards of one
-// cluster name the same, the older has it.
+// cluster name the same, the one that has it keeps it, with its records; of two that
+// have it not, or both, the older gets it.
 func (p *pass) accept(ctx context.Context) error {
 	var all v1.InstrumentShardList
 	// All shards are read for each: not copied, and not changed.
@@ -27,21 +28,26 @@ func (p *pass) accept(ctx context.Context) error {
 }
 
 // instrumentsOf divides the instruments that a shard names into its own and those
-// of older shards of the cluster. The shard may be among all.
+// of other shards of the cluster. The shard may be among all.
 func instrumentsOf(shard *v1.InstrumentShard, all []v1.InstrumentShard) (own []string, refused []v1.RefusedInstrument) {
-	owner := make(map[string]string)
+	first := make(map[string]*v1.InstrumentShard, len(shard.Spec.Instruments)) // whose claim comes first, by instrument
+	for _, name := range shard.Spec.Instruments {
+		first[name] = shard
+	}
 	for i := range all {
 		other := &all[i]
-		if other.UID == shard.UID || other.Spec.Cluster != shard.Spec.Cluster || !older(other, shard) {
+		if other.UID == shard.UID || other.Spec.Cluster != shard.Spec.Cluster {
 			continue
 		}
 		for _, name := range other.Spec.Instruments {
-			owner[name] = other.Name
+			if by := first[name]; by != nil && comesFirst(other, by, name) {
+				first[name] = other
+			}
 		}
 	}
 	for _, name := range slices.Sorted(slices.Values(shard.Spec.Instruments)) {
-		if by, taken := owner[name]; taken {
-			refused = append(refused, v1.RefusedInstrument{Name: name, Owner: by})
+		if by := first[name]; by != shard {
+			refused = append(refused, v1.RefusedInstrument{Name: name, Owner: by.Name})
 			continue
 		}
 		own = append(own, name)
@@ -49,7 +55,15 @@ func instrumentsOf(shard *v1.InstrumentShard, all []v1.InstrumentShard) (own []s
 	return own, refused
 }
 
-// older reports whether a's claims come before b's.
+// comesFirst reports whether a's claim to an instrument, which both name, comes before b's.
+func comesFirst(a, b *v1.InstrumentShard, name string) bool {
+	if has := slices.Contains(a.Status.Instruments, name); has != slices.Contains(b.Status.Instruments, name) {
+		return has
+	}
+	return older(a, b)
+}
+
+// older reports whether a was there before b.
 func older(a, b *v1.InstrumentShard) bool {
 	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
 		return a.CreationTimestamp.Before(&b.CreationTimestamp)

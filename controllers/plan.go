@@ -144,7 +144,7 @@ func (p *planner) instruments() {
 	}
 	own, refused := instrumentsOf(p.in.Wanted, p.in.Others)
 	for _, r := range refused {
-		p.warn("instrument %s is refused: shard %s, which is older, has it", r.Name, r.Owner)
+		p.warn("instrument %s is refused: shard %s has it already, or is older", r.Name, r.Owner)
 	}
 	gained, lost := without(own, have), without(have, own)
 	var what []string

@@ -242,6 +242,39 @@ func TestOlderShardOwnsTheInstrument(t *testing.T) {
 	}
 }
 
+// An older shard that names an instrument of a younger one later does not get it: the
+// younger one has its records.
+func TestInstrumentStaysWhereItIs(t *testing.T) {
+	w := newWorld(t)
+	w.createShard(1)
+	other := w.shard().DeepCopy()
+	other.Name, other.UID, other.ResourceVersion = "options", "uid-0", "" // the older one
+	other.Spec.Instruments = []string{"IO2501"}
+	if err := w.client.Create(context.Background(), other); err != nil {
+		t.Fatal(err)
+	}
+	w.converge()
+	other.Spec.Instruments = []string{"IC2501", "IO2501"}
+	if err := w.client.Update(context.Background(), other); err != nil {
+		t.Fatal(err)
+	}
+	w.converge()
+	w.expect()
+	own, refused := instrumentsOf(other, []v1.InstrumentShard{*other, *w.shard()})
+	if got := fmt.Sprint(own, refused); got != "[IO2501] [{IC2501 futures}]" {
+		t.Error(got)
+	}
+	// Each took it at a time when it did not see the other: one lets go of it.
+	other.Status.Instruments = other.Spec.Instruments
+	own, refused = instrumentsOf(other, []v1.InstrumentShard{*other, *w.shard()})
+	if got := fmt.Sprint(own, refused); got != "[IC2501 IO2501] []" {
+		t.Error(got)
+	}
+	if _, refused = instrumentsOf(w.shard(), []v1.InstrumentShard{*other, *w.shard()}); len(refused) != 1 {
+		t.Error(refused)
+	}
+}
+
 // A majority of the volumes is gone: the operator says so and touches nothing.
 func TestQuorumLossIsStatedNotGuessedAt(t *testing.T) { quorumLoss(t, newWorld) }
 

@@ -122,7 +122,7 @@ func (p *pass) conditions() {
 		p.condition(v1.ConditionQuorumLost, false, "Quorum", "enough members have their volume")
 	}
 	if n := len(st.RefusedInstruments); n > 0 {
-		p.condition(v1.ConditionAccepted, false, "OwnedByOthers", fmt.Sprintf("%d instruments belong to older shards, such as %s to %s",
+		p.condition(v1.ConditionAccepted, false, "OwnedByOthers", fmt.Sprintf("%d instruments belong to other shards, such as %s to %s",
 			n, st.RefusedInstruments[0].Name, st.RefusedInstruments[0].Owner))
 	} else {
 		p.condition(v1.ConditionAccepted, true, "Accepted", "the shard has every instrument that it names")

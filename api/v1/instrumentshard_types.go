@@ -52,8 +52,8 @@ type InstrumentShardSpec struct {
 	Cluster string `json:"cluster,omitempty"`
 
 	// Instruments that the shard owns, such as IF2501; "__ACCOUNT__" is the stream of
-	// the accounts. Where two shards of a cluster name the same one, the older shard
-	// has it.
+	// the accounts. Where two shards of a cluster name the same one, the one that
+	// has it keeps it; of two that have it not, the older gets it.
 	//
 	// +listType=set
 	// +kubebuilder:validation:MinItems=1

@@ -29,7 +29,7 @@ var screens = map[string]struct {
 			s.Status.Members = append(s.Status.Members, v1.MemberStatus{ID: "futures-3", Role: v1.RoleJoining})
 			s.Status.RefusedInstruments = []v1.RefusedInstrument{{Name: "IO2501", Owner: "options"}}
 			setCondition(s, v1.ConditionProgressing, "True", "Working", "learner futures-3 catches up: unavailable: learner futures-3 has not caught up: it lacks 51423 entries of the log")
-			setCondition(s, v1.ConditionAccepted, "False", "OwnedByOthers", "1 instruments belong to older shards, such as IO2501 to options")
+			setCondition(s, v1.ConditionAccepted, "False", "OwnedByOthers", "1 instruments belong to other shards, such as IO2501 to options")
 		})
 	}},
 	"status-degraded": {args: []string{"status", "futures"}, code: output.ExitFailed, before: func(w *world) {

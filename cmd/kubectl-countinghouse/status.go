@@ -218,7 +218,7 @@ func printReport(p *output.Printer, r *report) {
 	p.Line("%s: %s · cluster %s · %d of %d ready · %s · age %s", r.Shard, state, r.Cluster, r.Ready, r.Replicas, leader, r.Age)
 	printWrapped(p, "instruments", fmt.Sprintf("%d: %s", len(r.Instruments), output.Clip(strings.Join(r.Instruments, " "), screenWidth-wrapIndent-8)))
 	for _, refused := range r.Refused {
-		printWrapped(p, "refused", fmt.Sprintf("%s belongs to shard %s, which is older", refused.Name, refused.Owner))
+		printWrapped(p, "refused", fmt.Sprintf("%s belongs to shard %s", refused.Name, refused.Owner))
 	}
 	printWrapped(p, "next", r.Next)
 	p.Line("")
