@@ -3,7 +3,9 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -80,6 +82,7 @@ func (p *pass) bootstrap(ctx context.Context) error {
 	if st.NextMember > 0 {
 		if !st.Bootstrapped && p.raft != nil {
 			st.Bootstrapped = true
+			return p.remember(ctx) // before it is given an instrument, and so records
 		}
 		return nil
 	}
@@ -89,6 +92,10 @@ func (p *pass) bootstrap(ctx context.Context) error {
 	switch {
 	case len(p.claims) > 0 && p.claimsEnd():
 		p.later("the volume claims of an earlier shard of this name end")
+		return nil
+	case len(p.claims) > 0 && len(p.adoptable()) == 0:
+		p.later("the volume claims that are there are of members that a recovery gave up, or not the shard's: nothing of an earlier shard is left to go on from; delete them to have another one formed: %s",
+			strings.Join(slices.Sorted(maps.Keys(p.claims)), ", "))
 		return nil
 	case len(p.claims) > 0:
 		return p.adopt(ctx)
@@ -110,19 +117,27 @@ func (p *pass) claimsEnd() bool {
 	return true
 }
 
+// adoptable returns the ids of the members whose volumes there are, but for those that
+// were given up.
+func (p *pass) adoptable() (ids []string) {
+	for id, claim := range p.claims {
+		if _, ok := resource.MemberNumber(p.shard.Name, id); ok && claim.Annotations[resource.AnnotationRecovery] == "" {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // adopt makes members of the volumes that there are.
 func (p *pass) adopt(ctx context.Context) error {
 	st := p.status()
-	for id, claim := range p.claims {
-		n, ok := resource.MemberNumber(p.shard.Name, id)
-		if !ok {
-			continue
+	for id := range p.claims { // no number of those that were given up is used again either
+		if n, ok := resource.MemberNumber(p.shard.Name, id); ok {
+			st.NextMember = max(st.NextMember, n+1)
 		}
-		st.NextMember = max(st.NextMember, n+1)
-		if claim.Annotations[resource.AnnotationRecovery] != "" {
-			continue // given up
-		}
-		st.Members = append(st.Members, v1.MemberStatus{ID: id, Role: v1.RoleJoining, ClaimUID: claim.UID})
+	}
+	for _, id := range p.adoptable() {
+		st.Members = append(st.Members, v1.MemberStatus{ID: id, Role: v1.RoleJoining, ClaimUID: p.claims[id].UID})
 	}
 	p.sortMembers()
 	st.Bootstrapped = true
@@ -356,10 +371,37 @@ func (p *pass) membership(ctx context.Context) error {
 		p.later("the shard has no leader")
 		return nil
 	}
+	if err := p.recognise(ctx); err != nil {
+		return err
+	}
 	if err := p.forget(ctx); err != nil {
 		return err
 	}
 	return p.move(ctx, nextMove(p.status().Members, p.raft, p.shard.Spec.Replicas))
+}
+
+// recognise takes up members that the shard has and the status does not know, as after
+// the status was lost: they have no volume, count for the quorum, and are replaced. Their
+// numbers are used, as are those that a recovery gave up.
+func (p *pass) recognise(ctx context.Context) error {
+	st := p.status()
+	before, next := len(st.Members), st.NextMember
+	for _, id := range append(slices.Sorted(maps.Keys(p.raft.members)), p.raft.givenUp...) {
+		n, ok := resource.MemberNumber(p.shard.Name, id)
+		if !ok {
+			continue
+		}
+		st.NextMember = max(st.NextMember, n+1)
+		if p.raft.members[id] != nil && !slices.ContainsFunc(st.Members, func(m v1.MemberStatus) bool { return m.ID == id }) {
+			st.Members = append(st.Members, v1.MemberStatus{ID: id, Role: v1.RoleLost})
+			p.event(corev1.EventTypeWarning, "MemberLost", "the shard has a member %s that has no volume: another member takes its place", id)
+		}
+	}
+	if len(st.Members) == before && st.NextMember == next {
+		return nil
+	}
+	p.sortMembers()
+	return p.remember(ctx)
 }
 
 // move carries out a change of the membership.

@@ -13,13 +13,17 @@ type raftView struct {
 	index       uint64 // of the membership, for compare-and-set
 	members     map[string]*storagepb.Member
 	instruments []string
-	recovery    string // token of the leader's last recovery from a lost quorum
+	recovery    string   // token of the leader's last recovery from a lost quorum
+	givenUp     []string // ids of the members that it left out
 }
 
 func viewOf(st *storagepb.StatusResponse) *raftView {
 	v := &raftView{leader: st.Id, index: st.MembershipIndex, members: make(map[string]*storagepb.Member), instruments: st.Instruments, recovery: st.Recovery.GetToken()}
 	for _, m := range st.Members {
 		v.members[m.Id] = m
+	}
+	for _, m := range st.Recovery.GetGivenUp() {
+		v.givenUp = append(v.givenUp, m.Id)
 	}
 	slices.Sort(v.instruments)
 	return v

@@ -69,6 +69,10 @@ func (p *pass) quorumLost() (lost, members int32, is bool) {
 		}
 	}
 	members = int32(len(st.Members))
+	if expected := p.shard.Spec.Replicas; p.adopted() && members < expected {
+		// How many there were was lost with the status; those without a volume are in it no more.
+		lost, members = lost+expected-members, expected
+	}
 	return lost, members, st.Bootstrapped && p.raft == nil && members-lost < resource.Quorum(members)
 }
 
@@ -90,6 +94,14 @@ func (p *pass) mayNotRecover(name string) string {
 		return fmt.Sprintf("member %s has no data of the shard: name one of %s", name, strings.Join(p.survivors(), ", "))
 	}
 	return ""
+}
+
+// adopted reports whether the members were made of the volumes that were there, and
+// none of them has taken part in the shard since.
+func (p *pass) adopted() bool {
+	return p.status().Bootstrapped && !slices.ContainsFunc(p.status().Members, func(m v1.MemberStatus) bool {
+		return m.First || m.Role != v1.RoleJoining && m.Role != v1.RoleLost
+	})
 }
 
 // survivors returns the members that a shard without a quorum can go on from: those

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	v1 "github.com/countinghouse/countinghouse/api/v1"
 	"github.com/countinghouse/countinghouse/controllers/resource"
 )
@@ -70,15 +72,36 @@ func (p *pass) remove(ctx context.Context) error {
 		p.later("pods end")
 		return nil
 	}
-	if p.shard.Spec.Storage.Retention.WhenDeleted == v1.RetentionDelete {
-		for _, claim := range p.claims {
-			if err := p.delete(ctx, claim); err != nil {
-				return err
-			}
-		}
+	if err := p.removeClaims(ctx); err != nil {
+		return err
 	}
 	if err := p.dropCertificates(ctx); err != nil {
 		return err
 	}
 	return p.release(ctx)
+}
+
+// removeClaims deletes the volumes that are not to be kept, past the cache: one that was
+// made a moment ago would be left for a later shard of the same name. Those of first
+// members that have never formed a shard hold nothing, and none can be formed on them
+// again.
+func (p *pass) removeClaims(ctx context.Context) error {
+	if err := p.observeClaims(ctx, p.r.Uncached); err != nil {
+		return err
+	}
+	empty := make(map[types.UID]bool)
+	if !p.status().Bootstrapped && p.raft == nil {
+		for _, m := range p.status().Members {
+			empty[m.ClaimUID] = m.First
+		}
+	}
+	for _, claim := range p.claims {
+		if p.shard.Spec.Storage.Retention.WhenDeleted != v1.RetentionDelete && !empty[claim.UID] {
+			continue
+		}
+		if err := p.delete(ctx, claim); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -2,12 +2,16 @@ package controllers
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/countinghouse/countinghouse/api/v1"
+	built "github.com/countinghouse/countinghouse/controllers/resource"
 )
 
 const badImage = "countinghouse:typo"
@@ -130,4 +134,103 @@ func TestPodThatDoesNotEndIsDeletedOnce(t *testing.T) {
 	}
 	w.converge()
 	w.expect()
+}
+
+// deleteShard deletes the shard and waits until it is gone.
+func (w *world) deleteShard() {
+	w.t.Helper()
+	if err := w.client.Delete(context.Background(), w.shard()); err != nil {
+		w.t.Fatal(err)
+	}
+	w.converge()
+	if w.shard().Name != "" {
+		w.t.Fatal("it is still there")
+	}
+}
+
+// A shard that was never formed leaves no volumes behind, on which none could be formed
+// again; one that was leaves its data, as it is told to.
+func TestShardIsCreatedOnceMore(t *testing.T) {
+	for name, image := range map[string]string{"never formed": badImage, "with data": ""} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.pullsNothingBad()
+			w.createShard(3)
+			w.spec(func(s *v1.InstrumentShardSpec) { s.Image = image })
+			w.converge()
+			if w.formed == (image == badImage) {
+				t.Fatalf("formed: %t", w.formed)
+			}
+			w.deleteShard()
+			w.createShard(3)
+			w.converge()
+			w.expect()
+		})
+	}
+}
+
+// What is left of a shard is the volume of a member that was given up: none is formed
+// beside it, nothing is taken for a member, and nothing is written again and again.
+func TestOnlyGivenUpVolumesAreLeft(t *testing.T) {
+	w := newWorld(t)
+	w.loseThreeOfFive()
+	w.recoverFrom("futures-3")
+	w.converge()
+	w.deleteShard()
+	var claims corev1.PersistentVolumeClaimList
+	if err := w.list(&claims); err != nil {
+		t.Fatal(err)
+	}
+	for i := range claims.Items {
+		if c := &claims.Items[i]; c.Annotations[built.AnnotationRecovery] == "" {
+			if err := w.client.Delete(t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w.createShard(3)
+	w.converge()
+	s := w.shard()
+	if c := meta.FindStatusCondition(s.Status.Conditions, v1.ConditionProgressing); len(s.Status.Members) > 0 || s.Status.Bootstrapped || !strings.Contains(c.Message, "futures-1") {
+		t.Errorf("%+v: %s", s.Status.Members, c.Message)
+	}
+}
+
+// A shard is created over what is left of an earlier one, which is no quorum of it: that
+// is stated, and it can go on from what there is.
+func TestTooFewVolumesAreLeft(t *testing.T) {
+	w := newWorld(t)
+	w.runs(3)
+	w.deleteShard()
+	for _, id := range []string{"futures-0", "futures-2"} {
+		if err := w.client.Delete(t.Context(), &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: w.name.Namespace, Name: id}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.createShard(3)
+	w.converge()
+	if c := meta.FindStatusCondition(w.shard().Status.Conditions, v1.ConditionQuorumLost); c.Status != "True" || !strings.Contains(c.Message, "2 of 3") {
+		t.Errorf("%+v", c)
+	}
+	w.recoverFrom("futures-1")
+	w.converge()
+	w.expect()
+}
+
+// A shard is created over what is left of an earlier one, which is a quorum: the member
+// that has no volume is replaced, and its number is not used again.
+func TestOneVolumeIsNotLeft(t *testing.T) {
+	w := newWorld(t)
+	w.runs(3)
+	w.deleteShard()
+	if err := w.client.Delete(t.Context(), &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: w.name.Namespace, Name: "futures-2"}}); err != nil {
+		t.Fatal(err)
+	}
+	w.createShard(3)
+	w.converge()
+	w.expect()
+	if w.members["futures-2"] != nil || w.members["futures-3"] == nil {
+		t.Errorf("%s", w.place())
+	}
 }

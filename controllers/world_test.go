@@ -384,6 +384,9 @@ func (w *world) Leader(context.Context) (*storagepb.StatusResponse, error) {
 	for _, m := range w.members {
 		st.Members = append(st.Members, m)
 	}
+	for id := range w.givenUp {
+		st.Recovery.GivenUp = append(st.Recovery.GivenUp, &storagepb.Member{Id: id})
+	}
 	return st, nil
 }
 
