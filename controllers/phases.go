@@ -6,9 +6,12 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	v1 "github.com/countinghouse/countinghouse/api/v1"
@@ -160,6 +163,7 @@ func (p *pass) sortMembers() {
 // finds the members that have lost theirs.
 func (p *pass) storage(ctx context.Context) error {
 	changed := false
+	var small []*corev1.PersistentVolumeClaim
 	for i := range p.status().Members {
 		m := &p.status().Members[i]
 		claim := p.claims[m.ID]
@@ -188,10 +192,11 @@ func (p *pass) storage(ctx context.Context) error {
 			m.Role, changed = v1.RoleLost, true
 			p.event(corev1.EventTypeWarning, "MemberLost", "the volume of member %s is gone: another member takes its place", m.ID)
 		case resource.ClaimGrows(p.shard, claim):
-			if err := p.grow(ctx, claim); err != nil {
-				return err
-			}
+			small = append(small, claim)
 		}
+	}
+	if err := p.growAll(ctx, small); err != nil {
+		return err
 	}
 	if !changed {
 		return nil
@@ -216,15 +221,46 @@ func (p *pass) lost(ctx context.Context, m *v1.MemberStatus) (bool, error) {
 	return err == nil && !keeps(claim, m), err
 }
 
-func (p *pass) grow(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
-	before := claim.DeepCopy()
-	claim.Spec.Resources.Requests[corev1.ResourceStorage] = p.shard.Spec.Storage.Size
-	err := p.r.Patch(ctx, claim, client.MergeFrom(before))
-	if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
-		p.event(corev1.EventTypeWarning, "VolumeStays", "volume claim %s can not grow: %v", claim.Name, err)
+// growAll lets claims grow that ask for less than the spec does. What was refused is
+// asked for again after a while, for the storage class may allow it by then, or when
+// the spec has changed.
+func (p *pass) growAll(ctx context.Context, small []*corev1.PersistentVolumeClaim) error {
+	was := meta.FindStatusCondition(p.status().Conditions, v1.ConditionVolumesGrown)
+	if len(small) > 0 && was != nil && was.ObservedGeneration == p.shard.Generation && p.now().Before(was.LastTransitionTime.Add(growAgain)) {
 		return nil
 	}
-	return err
+	why := ""
+	for _, claim := range small {
+		refusal, err := p.grow(ctx, claim)
+		if err != nil {
+			return err
+		}
+		if why == "" {
+			why = refusal
+		}
+	}
+	meta.RemoveStatusCondition(&p.status().Conditions, v1.ConditionVolumesGrown)
+	if why == "" {
+		return nil
+	}
+	meta.SetStatusCondition(&p.status().Conditions, metav1.Condition{
+		Type: v1.ConditionVolumesGrown, Status: metav1.ConditionFalse, Reason: "Refused", Message: why,
+		ObservedGeneration: p.shard.Generation, LastTransitionTime: metav1.NewTime(p.now().Truncate(time.Second)),
+	})
+	return nil
+}
+
+// grow asks for a larger volume, and returns why there is none.
+func (p *pass) grow(ctx context.Context, claim *corev1.PersistentVolumeClaim) (refusal string, err error) {
+	before := claim.DeepCopy()
+	claim.Spec.Resources.Requests[corev1.ResourceStorage] = p.shard.Spec.Storage.Size
+	err = p.r.Patch(ctx, claim, client.MergeFrom(before))
+	if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
+		refusal = fmt.Sprintf("volume claim %s can not grow: %v", claim.Name, err)
+		p.event(corev1.EventTypeWarning, "VolumeStays", "%s", refusal)
+		return refusal, nil
+	}
+	return "", err
 }
 
 // runPods gives a pod to every member that has its volume and is to run.

@@ -38,6 +38,8 @@ const (
 	// againLater is when a shard is that needs nothing: what its members do is
 	// seen by no watch.
 	againLater = 30 * time.Second
+	// growAgain is when a volume is asked for again that could not grow.
+	growAgain = 10 * time.Minute
 )
 
 // Reconciler reconciles InstrumentShards. Its fields must be set before use.

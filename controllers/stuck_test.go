@@ -2,13 +2,17 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	v1 "github.com/countinghouse/countinghouse/api/v1"
 	built "github.com/countinghouse/countinghouse/controllers/resource"
@@ -232,5 +236,36 @@ func TestOneVolumeIsNotLeft(t *testing.T) {
 	w.expect()
 	if w.members["futures-2"] != nil || w.members["futures-3"] == nil {
 		t.Errorf("%s", w.place())
+	}
+}
+
+// Volumes that can not grow are asked for once, and again after a while; the shard goes
+// on, and says so.
+func TestVolumesThatCanNotGrow(t *testing.T) {
+	w := newWorld(t)
+	refuse := true
+	w.operator = interceptor.NewClient(w.client, interceptor.Funcs{
+		Patch: func(ctx context.Context, c client.WithWatch, o client.Object, p client.Patch, opts ...client.PatchOption) error {
+			if _, ok := o.(*corev1.PersistentVolumeClaim); ok && refuse {
+				w.writes++
+				return apierrors.NewForbidden(corev1.Resource("persistentvolumeclaims"), o.GetName(), errors.New("the class does not allow it"))
+			}
+			return c.Patch(ctx, o, p, opts...)
+		},
+	})
+	w.runs(3)
+	w.spec(func(s *v1.InstrumentShardSpec) { s.Storage.Size = resource.MustParse("20Gi") })
+	w.converge() // which ends when nothing is written any more
+	w.expect()
+	c := meta.FindStatusCondition(w.shard().Status.Conditions, v1.ConditionVolumesGrown)
+	if c == nil || c.Status != "False" || !strings.Contains(c.Message, "futures-0 can not grow") || !strings.Contains(c.Message, "class") {
+		t.Errorf("%+v", c)
+	}
+	refuse = false
+	w.pass(growAgain)
+	w.converge()
+	w.expect()
+	if c := meta.FindStatusCondition(w.shard().Status.Conditions, v1.ConditionVolumesGrown); c != nil || !strings.Contains(w.place(), "claim futures-2 20Gi") {
+		t.Errorf("%+v\n%s", c, w.place())
 	}
 }

@@ -12,7 +12,8 @@ type InstrumentShardStatus struct {
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
 	// Conditions are Available, Progressing, Degraded, QuorumLost, Accepted and
-	// CertificatesReady, and Recovery where one was asked for.
+	// CertificatesReady, Recovery where one was asked for, and VolumesGrown where a
+	// volume can not grow.
 	//
 	// +listType=map
 	// +listMapKey=type
@@ -164,6 +165,9 @@ const (
 	ConditionRecovery = "Recovery"
 	// ConditionAccepted: the shard owns every instrument that the spec names.
 	ConditionAccepted = "Accepted"
+	// ConditionVolumesGrown is there, and false, while a volume is smaller than the spec
+	// asks for and can not grow.
+	ConditionVolumesGrown = "VolumesGrown"
 	// ConditionCertificatesReady: the members' certificates are there, and no change of
 	// the authority is under way that has come to a standstill.
 	ConditionCertificatesReady = "CertificatesReady"
