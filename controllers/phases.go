@@ -383,9 +383,16 @@ func (p *pass) assign(ctx context.Context) error {
 	if p.raft == nil || slices.Equal(p.raft.instruments, p.status().Instruments) {
 		return nil
 	}
-	return p.step(ctx, "instruments are assigned", func(ctx context.Context) error {
-		return p.admin.AssignInstruments(ctx, p.status().Instruments)
-	})
+	const what = "instruments are assigned"
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if err := p.admin.AssignInstruments(ctx, p.status().Instruments); err != nil {
+		// One that holds records stays for good, and must not keep pods from being replaced.
+		p.aside = p.refused(what, err)
+		return nil
+	}
+	p.later(what)
+	return nil
 }
 
 // step carries out a change of the shard. One that the shard refuses is made later,
@@ -394,7 +401,7 @@ func (p *pass) step(ctx context.Context, what string, do func(context.Context) e
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	if err := do(ctx); err != nil {
-		p.later("%s: %v", what, err)
+		p.later("%s", p.refused(what, err))
 		return nil
 	}
 	p.later("%s", what)

@@ -4,13 +4,17 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -38,6 +42,9 @@ const (
 	// againLater is when a shard is that needs nothing: what its members do is
 	// seen by no watch.
 	againLater = 30 * time.Second
+	// againShare is the share of the time since when a shard has been waiting in which it
+	// is looked at again.
+	againShare = 16
 	// growAgain is when a volume is asked for again that could not grow.
 	growAgain = 10 * time.Minute
 )
@@ -103,10 +110,20 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	if err != nil {
 		return ctrl.Result{}, fmt.Errorf("shard %s: %w", req.NamespacedName, err)
 	}
-	if p.settled() {
-		return ctrl.Result{RequeueAfter: againLater}, nil
+	return ctrl.Result{RequeueAfter: p.again()}, nil
+}
+
+// again returns when the shard is to be looked at next: less and less often while it
+// waits for the same, which may be for days.
+func (p *pass) again() time.Duration {
+	c := meta.FindStatusCondition(p.before.Conditions, v1.ConditionProgressing)
+	switch {
+	case p.settled() || p.shard.Spec.Paused && p.shard.DeletionTimestamp.IsZero():
+		return againLater
+	case c == nil || c.Status != metav1.ConditionTrue || c.ObservedGeneration != p.shard.Generation:
+		return againSoon
 	}
-	return ctrl.Result{RequeueAfter: againSoon}, nil
+	return min(max(time.Since(c.LastTransitionTime.Time)/againShare, againSoon), againLater)
 }
 
 // pass is one reconciliation of a shard.
@@ -123,6 +140,8 @@ type pass struct {
 	authoritySecret *corev1.Secret
 	// next says what is waited for or done next, for the status; "" for nothing.
 	next string
+	// aside says what can not be done at present and keeps nothing else from being done.
+	aside string
 	// refusal says why a recovery that is asked for is not begun; "" for none.
 	refusal string
 }
@@ -156,6 +175,9 @@ func (p *pass) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if p.aside != "" {
+		p.later("%s", p.aside)
+	}
 	return p.report(ctx)
 }
 
@@ -168,6 +190,19 @@ func (p *pass) later(format string, args ...any) {
 		p.next = fmt.Sprintf(format, args...)
 	}
 }
+
+// refused notes an error that is waited for to pass. Numbers in it, such as how much a
+// member lacks, move all the time: the status keeps those that it has.
+func (p *pass) refused(what string, err error) string {
+	message := fmt.Sprintf("%s: %v", what, err)
+	c := meta.FindStatusCondition(p.before.Conditions, v1.ConditionProgressing)
+	if c != nil && strings.HasPrefix(c.Message, what+": ") && numbers.ReplaceAllString(c.Message, "") == numbers.ReplaceAllString(message, "") {
+		return c.Message
+	}
+	return message
+}
+
+var numbers = regexp.MustCompile("[0-9]+")
 
 // unready is 0 for a pod that is ready, and 1 for another one.
 func unready(pod *corev1.Pod) int {

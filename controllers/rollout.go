@@ -2,8 +2,12 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	v1 "github.com/countinghouse/countinghouse/api/v1"
@@ -42,19 +46,38 @@ func (p *pass) restart(ctx context.Context, id string) error {
 		defer cancel()
 		safe, why, err := p.admin.SafeToRestart(asking, id)
 		if err != nil || !safe {
-			p.later("member %s can not be restarted: %s%v", id, why, errText(err))
+			if err == nil {
+				err = errors.New(why)
+			}
+			p.later("%s", p.refused(fmt.Sprintf("member %s can not be restarted", id), err))
 			return nil
+		}
+		if away, err := p.away(ctx); err != nil || away != "" {
+			p.later("member %s can not be restarted: the pod of %s ends, or is not ready", id, away)
+			return err
 		}
 	}
 	p.later("the pod of member %s is replaced", id)
 	return p.delete(ctx, p.pods[id])
 }
 
-func errText(err error) string {
-	if err == nil {
-		return ""
+// away returns a voter whose pod is not there and ready, "" for none, past the cache: a
+// pod that somebody has just begun to evict still runs, and takes part.
+func (p *pass) away(ctx context.Context) (string, error) {
+	var pods corev1.PodList
+	if err := p.r.Uncached.List(ctx, &pods, p.own()...); err != nil {
+		return "", err
 	}
-	return " " + err.Error()
+	there := make(map[string]bool)
+	for i := range pods.Items {
+		there[pods.Items[i].Name] = pods.Items[i].DeletionTimestamp.IsZero() && ready(&pods.Items[i])
+	}
+	for _, id := range slices.Sorted(maps.Keys(p.raft.members)) {
+		if p.raft.members[id].Voter && !there[id] {
+			return id, nil
+		}
+	}
+	return "", nil
 }
 
 // remove deals with the volumes of a shard that is deleted. Pods go first: a volume

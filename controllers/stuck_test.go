@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -16,6 +17,8 @@ import (
 
 	v1 "github.com/countinghouse/countinghouse/api/v1"
 	built "github.com/countinghouse/countinghouse/controllers/resource"
+	"github.com/countinghouse/countinghouse/storagenode/refusal"
+	"github.com/countinghouse/countinghouse/storagenode/storagepb"
 )
 
 const badImage = "countinghouse:typo"
@@ -267,5 +270,107 @@ func TestVolumesThatCanNotGrow(t *testing.T) {
 	w.expect()
 	if c := meta.FindStatusCondition(w.shard().Status.Conditions, v1.ConditionVolumesGrown); c != nil || !strings.Contains(w.place(), "claim futures-2 20Gi") {
 		t.Errorf("%+v\n%s", c, w.place())
+	}
+}
+
+// A pod that is being evicted, which the cache does not show yet, runs and takes part:
+// none is restarted beside it.
+func TestNoRestartBesideAnEviction(t *testing.T) {
+	w := newWorld(t)
+	w.runs(3)
+	w.spec(func(s *v1.InstrumentShardSpec) { s.Image = "countinghouse:next" })
+	var old corev1.PodList
+	if err := w.list(&old); err != nil {
+		t.Fatal(err)
+	}
+	evicted := w.pod("futures-2")
+	evicted.Finalizers = []string{"test/stops"}
+	if err := errors.Join(w.client.Update(t.Context(), evicted), w.client.Delete(t.Context(), evicted)); err != nil {
+		t.Fatal(err)
+	}
+	w.cache = interceptor.NewClient(w.client, interceptor.Funcs{
+		List: func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) error {
+			if pods, ok := l.(*corev1.PodList); ok {
+				old.DeepCopyInto(pods)
+				return nil
+			}
+			return c.List(ctx, l, opts...)
+		},
+	})
+	for range 3 {
+		if err := w.reconcile(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.cache = nil
+	if s := w.shard(); len(w.broken) > 0 || len(w.trace) > 0 && w.trace[len(w.trace)-1] == "restart futures-1" {
+		t.Errorf("%v %v: %+v", w.broken, w.trace, s.Status.Conditions)
+	}
+	evicted = w.pod("futures-2")
+	evicted.Finalizers = nil
+	if err := w.client.Update(t.Context(), evicted); err != nil {
+		t.Fatal(err)
+	}
+	w.converge()
+	w.expect()
+}
+
+// keeper is a shard that gives up no instrument, since it holds more and more records.
+type keeper struct {
+	*world
+	records int
+}
+
+func (k *keeper) AssignInstruments(context.Context, []string) error {
+	k.records++
+	return refusal.New(storagepb.Code_CODE_INVALID, "instrument IC2501 holds %d records and can not be taken off the shard's list", k.records)
+}
+
+// An instrument that the shard can not give up keeps its pods from nothing, and its
+// records are not counted in the status.
+func TestInstrumentWithRecordsStays(t *testing.T) {
+	w := newWorld(t)
+	w.runs(3)
+	w.admin = &keeper{world: w}
+	w.spec(func(s *v1.InstrumentShardSpec) {
+		s.Instruments, s.Image = []string{"IF2501"}, "countinghouse:next"
+	})
+	w.converge()
+	want, err := built.SpecHash(w.shard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"futures-0", "futures-1", "futures-2"} {
+		if got := w.pod(id).Annotations[built.AnnotationSpecHash]; got != want {
+			t.Errorf("%s was not replaced", id)
+		}
+	}
+	if c := meta.FindStatusCondition(w.shard().Status.Conditions, v1.ConditionProgressing); c.Status != "True" || !strings.Contains(c.Message, "IC2501 holds") {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestWhoWaitsLongIsLookedAtLessOften(t *testing.T) {
+	at := func(since time.Duration, paused bool, next string) time.Duration {
+		s := &v1.InstrumentShard{Spec: v1.InstrumentShardSpec{Paused: paused}}
+		p := &pass{shard: s, next: next, before: &v1.InstrumentShardStatus{Conditions: []metav1.Condition{
+			{Type: v1.ConditionProgressing, Status: metav1.ConditionTrue, LastTransitionTime: metav1.NewTime(time.Now().Add(-since))},
+		}}}
+		return p.again()
+	}
+	for name, c := range map[string]struct{ got, least, most time.Duration }{
+		"settled":     {at(0, false, ""), againLater, againLater},
+		"paused":      {at(0, true, "the shard is paused"), againLater, againLater},
+		"just begun":  {at(0, false, "something"), againSoon, againSoon},
+		"for a while": {at(4*time.Minute, false, "something"), 15 * time.Second, 20 * time.Second},
+		"for days":    {at(100*time.Hour, false, "something"), againLater, againLater},
+	} {
+		if c.got < c.least || c.got > c.most {
+			t.Errorf("%s: %v", name, c.got)
+		}
+	}
+	p := &pass{shard: new(v1.InstrumentShard), next: "something", before: new(v1.InstrumentShardStatus)}
+	if got := p.again(); got != againSoon {
+		t.Errorf("seen first: %v", got)
 	}
 }

@@ -45,6 +45,8 @@ type world struct {
 	// cluster is what a cluster does before its kubelets do; nil for nothing.
 	cluster func()
 
+	admin Admin // what answers for the shard; nil: the world
+
 	uids     int
 	operates bool // the operator does, and not the test
 	writes   int  // of the operator, to the API server and the shard
@@ -462,7 +464,10 @@ func (w *world) reconciler() *Reconciler {
 	return &Reconciler{
 		Client: w.lagging(), Uncached: w.operator, Defaults: built.Defaults{Image: "countinghouse:test"}, Namespace: "countinghouse-system",
 		Dial: func(m *storage.Map, tls *identity.Source) (Admin, error) {
-			return w, errors.Join(m.Check(), w.mayDial(tls))
+			if err := errors.Join(m.Check(), w.mayDial(tls)); err != nil || w.admin == nil {
+				return w, err
+			}
+			return w.admin, nil
 		},
 		Now: w.certs.now,
 	}
