@@ -84,7 +84,8 @@ namespace only, or the others. */}}
 {{- toYaml $rules -}}
 {{- end }}
 
-{{/* The part of the memory limit that the Go runtime tries to stay within, in bytes. */}}
+{{/* The memory limit, which the Go runtime tries to stay within, in bytes. Mapped files count towards it as well, and are
+the kernel's to take back. */}}
 {{- define "countinghouse.goMemoryLimit" -}}
 - name: GOMEMLIMIT
   valueFrom:
