@@ -265,10 +265,6 @@ func (p *pass) grow(ctx context.Context, claim *corev1.PersistentVolumeClaim) (r
 
 // runPods gives a pod to every member that has its volume and is to run.
 func (p *pass) runPods(ctx context.Context) error {
-	hash, err := resource.SpecHash(p.shard)
-	if err != nil {
-		return err
-	}
 	for i := range p.status().Members {
 		m := &p.status().Members[i]
 		pod := p.pods[m.ID]
@@ -295,13 +291,6 @@ func (p *pass) runPods(ctx context.Context) error {
 				return err
 			}
 			p.later("the pod of member %s has ended", m.ID)
-		case idle(pod) && pod.Annotations[resource.AnnotationSpecHash] != hash:
-			// A rollout waits until all members are ready, and with an image that does not
-			// start this one never is. It counts for nothing as it is.
-			if err := p.delete(ctx, pod); err != nil {
-				return err
-			}
-			p.later("the pod of member %s, which does not run, is replaced", m.ID)
 		case !ready(pod):
 			if err := p.correct(ctx, pod); err != nil {
 				return err
@@ -327,7 +316,7 @@ func (p *pass) correct(ctx context.Context, pod *corev1.Pod) error {
 // runs reports whether a pod has a container that runs, or may have.
 func runs(pod *corev1.Pod) bool {
 	if pod.Status.Phase != corev1.PodRunning {
-		return pod.Status.Phase != corev1.PodPending
+		return pod.Status.Phase != corev1.PodPending && pod.Status.Phase != ""
 	}
 	return len(pod.Status.ContainerStatuses) == 0 || slices.ContainsFunc(pod.Status.ContainerStatuses, func(c corev1.ContainerStatus) bool {
 		return c.State.Running != nil
@@ -344,17 +333,6 @@ func (p *pass) markLeaving(ctx context.Context, pod *corev1.Pod) error {
 	before := pod.DeepCopy()
 	pod.Labels[resource.LabelLeaving] = "true"
 	return client.IgnoreNotFound(p.r.Patch(ctx, pod, client.MergeFrom(before)))
-}
-
-// idle reports whether nothing of a pod runs: it waits for a node, a volume, an image,
-// or for its next attempt after the last one has failed.
-func idle(pod *corev1.Pod) bool {
-	if pod.Status.Phase == corev1.PodPending || pod.Status.Phase == "" {
-		return true
-	}
-	return len(pod.Status.ContainerStatuses) > 0 && !slices.ContainsFunc(pod.Status.ContainerStatuses, func(c corev1.ContainerStatus) bool {
-		return c.State.Running != nil
-	})
 }
 
 func ready(pod *corev1.Pod) bool {

@@ -193,35 +193,6 @@ func shardsConverge(t *testing.T, newWorld func(*testing.T) *world) {
 	}
 }
 
-// What runs, or may, is not idle: a pod that has just started says little of itself.
-func TestIdlePods(t *testing.T) {
-	running := corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
-	waiting := corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}}
-	for _, c := range []struct {
-		phase      corev1.PodPhase
-		containers []corev1.ContainerState
-		want       bool
-	}{
-		{"", nil, true},
-		{corev1.PodPending, nil, true},
-		{corev1.PodPending, []corev1.ContainerState{waiting}, true},
-		{corev1.PodRunning, nil, false},
-		{corev1.PodRunning, []corev1.ContainerState{running}, false},
-		{corev1.PodRunning, []corev1.ContainerState{waiting}, true},
-		{corev1.PodRunning, []corev1.ContainerState{waiting, running}, false},
-		{corev1.PodRunning, []corev1.ContainerState{{Terminated: &corev1.ContainerStateTerminated{}}}, true},
-		{corev1.PodUnknown, nil, false},
-	} {
-		pod := &corev1.Pod{Status: corev1.PodStatus{Phase: c.phase}}
-		for _, state := range c.containers {
-			pod.Status.ContainerStatuses = append(pod.Status.ContainerStatuses, corev1.ContainerStatus{State: state})
-		}
-		if got := idle(pod); got != c.want {
-			t.Errorf("%s %+v: %t", c.phase, c.containers, got)
-		}
-	}
-}
-
 // Two shards name one instrument: the older one has it, the younger says so.
 func TestOlderShardOwnsTheInstrument(t *testing.T) {
 	w := newWorld(t)
