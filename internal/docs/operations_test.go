@@ -116,7 +116,7 @@ func firstColumn(t *testing.T, heading string) (cells []string) {
 func TestOperationsExplainTheConditions(t *testing.T) {
 	want := []string{
 		v1.ConditionAvailable, v1.ConditionProgressing, v1.ConditionDegraded, v1.ConditionQuorumLost, v1.ConditionAccepted,
-		v1.ConditionCertificatesReady, v1.ConditionRecovery,
+		v1.ConditionVolumesGrown, v1.ConditionCertificatesReady, v1.ConditionRecovery,
 	}
 	if got := firstColumn(t, "What to look at first"); !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
