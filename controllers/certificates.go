@@ -390,7 +390,7 @@ func (p *pass) behind(ctx context.Context, state *certificates.State) (string, e
 		names = append(names, resource.RoleSecret(p.shard.Spec.Cluster, string(role)))
 	}
 	var shards v1.InstrumentShardList
-	if err := p.r.List(ctx, &shards, client.InNamespace(p.shard.Namespace)); err != nil {
+	if err := p.r.List(ctx, &shards, client.InNamespace(p.shard.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return "", err
 	}
 	for i := range shards.Items {
@@ -478,7 +478,7 @@ func (p *pass) dropCertificates(ctx context.Context) error {
 		return nil
 	}
 	var shards v1.InstrumentShardList
-	if err := p.r.List(ctx, &shards, client.InNamespace(p.shard.Namespace)); err != nil {
+	if err := p.r.List(ctx, &shards, client.InNamespace(p.shard.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return err
 	}
 	for i := range shards.Items {

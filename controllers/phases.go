@@ -89,7 +89,7 @@ func (p *pass) bootstrap(ctx context.Context) error {
 		}
 		return nil
 	}
-	if err := p.observeClaims(ctx, p.r.Uncached); err != nil {
+	if err := p.observeClaims(ctx, p.r.Uncached, p.own()...); err != nil {
 		return err
 	}
 	switch {

@@ -71,6 +71,8 @@ type Reconciler struct {
 	Events events.EventRecorder
 	// Workers is the number of shards that are reconciled at a time, at least 1.
 	Workers int
+
+	indexed bool // the Client's cache has indexShard
 }
 
 // SetupWithManager registers the reconciler for shards and what belongs to them.
@@ -78,6 +80,12 @@ func (r *Reconciler) SetupWithManager(m ctrl.Manager) error {
 	if r.Uncached == nil {
 		r.Uncached = m.GetAPIReader()
 	}
+	for _, o := range []client.Object{&corev1.Pod{}, &corev1.PersistentVolumeClaim{}} {
+		if err := m.GetFieldIndexer().IndexField(context.Background(), o, indexShard, shardOf); err != nil {
+			return fmt.Errorf("index of %T: %w", o, err)
+		}
+	}
+	r.indexed = true
 	return ctrl.NewControllerManagedBy(m).
 		// Its own status is no reason to look again.
 		For(&v1.InstrumentShard{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, predicate.AnnotationChangedPredicate{}))).
@@ -85,6 +93,17 @@ func (r *Reconciler) SetupWithManager(m ctrl.Manager) error {
 		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(ofShard)).
 		WithOptions(controller.Options{MaxConcurrentReconciles: r.Workers}).
 		Complete(r)
+}
+
+// indexShard is the index of cached objects by the name of their shard: without it a
+// look at one shard would go through the objects of all.
+const indexShard = "shard"
+
+func shardOf(o client.Object) []string {
+	if name := o.GetLabels()[resource.LabelShard]; name != "" {
+		return []string{name}
+	}
+	return nil
 }
 
 // ofShard names the shard that a volume claim belongs to, which does not own it.
@@ -215,22 +234,22 @@ func unready(pod *corev1.Pod) int {
 // observe lists what there is, and asks the shard's leader for its members.
 func (p *pass) observe(ctx context.Context) error {
 	var pods corev1.PodList
-	if err := p.r.List(ctx, &pods, p.own()...); err != nil {
+	if err := p.r.List(ctx, &pods, p.ownCached()...); err != nil {
 		return err
 	}
 	p.pods = make(map[string]*corev1.Pod)
 	for i := range pods.Items {
 		p.pods[pods.Items[i].Name] = &pods.Items[i]
 	}
-	if err := p.observeClaims(ctx, p.r); err != nil {
+	if err := p.observeClaims(ctx, p.r, p.ownCached()...); err != nil {
 		return err
 	}
 	return p.ask(ctx)
 }
 
-func (p *pass) observeClaims(ctx context.Context, from client.Reader) error {
+func (p *pass) observeClaims(ctx context.Context, from client.Reader, own ...client.ListOption) error {
 	var claims corev1.PersistentVolumeClaimList
-	if err := from.List(ctx, &claims, p.own()...); err != nil {
+	if err := from.List(ctx, &claims, own...); err != nil {
 		return err
 	}
 	p.claims = make(map[string]*corev1.PersistentVolumeClaim)
@@ -243,6 +262,14 @@ func (p *pass) observeClaims(ctx context.Context, from client.Reader) error {
 // own selects what belongs to the shard.
 func (p *pass) own() []client.ListOption {
 	return []client.ListOption{client.InNamespace(p.shard.Namespace), client.MatchingLabels(resource.ShardLabels(p.shard.Name))}
+}
+
+// ownCached is own for what the Client reads.
+func (p *pass) ownCached() []client.ListOption {
+	if !p.r.indexed {
+		return p.own()
+	}
+	return append(p.own(), client.MatchingFields{indexShard: p.shard.Name})
 }
 
 // ask looks for the leader among the members that have a running pod.

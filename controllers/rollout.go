@@ -109,7 +109,7 @@ func (p *pass) remove(ctx context.Context) error {
 // members that have never formed a shard hold nothing, and none can be formed on them
 // again.
 func (p *pass) removeClaims(ctx context.Context) error {
-	if err := p.observeClaims(ctx, p.r.Uncached); err != nil {
+	if err := p.observeClaims(ctx, p.r.Uncached, p.own()...); err != nil {
 		return err
 	}
 	empty := make(map[types.UID]bool)
