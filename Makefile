@@ -30,9 +30,9 @@ test: kube ## run every test that needs no cluster, with the race detector where
 	$(GO) test -race -timeout 8m ./...
 	$(GO) test -timeout 2m ./storagenode/stablestore
 	$(GO) test -timeout 2m -run TestTenThousand ./storagenode
-	$(GO) test -timeout 5m -run TestOperatorStopped ./controllers
-	$(GO) test -timeout 8m -run APIServer ./api/v1 ./controllers
-	$(GO) test -timeout 20m -run APIServerManyShards ./controllers -shards=1000
+	$(GO) test -timeout 10m -run TestOperatorStopped ./controllers
+	$(GO) test -timeout 12m -run APIServer -skip ManyShards ./api/v1 ./controllers
+	$(GO) test -timeout 15m -run APIServerManyShards ./controllers -shards=1000
 
 kube: ## the Kubernetes API server and etcd that tests run against, from Go modules (minutes the first time)
 	$(GO) run ./internal/apiserver/build

@@ -514,9 +514,15 @@ func TestAPIServerManyShards(t *testing.T) {
 		made := n - from
 		t.Logf("%d shards, %d of them made in %.1f s: %s; for each %.1f writes and %.1f reconciliations; the heap is %.1f MiB", n, made, took.Seconds(),
 			now.since(done), float64(now.writes()-done.writes())/float64(made), float64(f.looks.Load()-looks)/float64(made), heapMiB())
-		// Two Services, a budget, a policy; a claim and a pod for each of three members.
-		if got := now[http.MethodPost] - done[http.MethodPost]; got != 10*made {
-			t.Errorf("%d objects were created for %d shards", got, made)
+		// Two Services, a budget, a policy, the members' certificate; a claim and a pod for
+		// each of three members. The cluster has an authority and a certificate for each of
+		// four roles, once.
+		want := 11 * made
+		if from == 0 {
+			want += 5
+		}
+		if got := now[http.MethodPost] - done[http.MethodPost]; got != want {
+			t.Errorf("%d objects were created for %d shards, want %d", got, made, want)
 		}
 		if got := now[http.MethodPatch] - done[http.MethodPatch]; got != made {
 			t.Errorf("%d patches for %d shards, not one each for the finalizer", got, made)
