@@ -12,6 +12,8 @@ BIN       := bin
 FUZZTIME  ?= 10s
 DEMO_ARGS ?=
 IMAGE     ?= countinghouse:dev
+SHARDS    ?= 1000
+E2E_KILLS ?= 20
 GIT_DESC  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 STAMP     := -X github.com/countinghouse/countinghouse/version.Build=$(GIT_DESC)
 LDFLAGS   := -ldflags "$(STAMP)"
@@ -32,7 +34,7 @@ test: kube ## run every test that needs no cluster, with the race detector where
 	$(GO) test -timeout 2m -run TestTenThousand ./storagenode
 	$(GO) test -timeout 10m -run TestOperatorStopped ./controllers
 	$(GO) test -timeout 12m -run APIServer -skip ManyShards ./api/v1 ./controllers
-	$(GO) test -timeout 15m -run APIServerManyShards ./controllers -shards=1000
+	$(GO) test -timeout 15m -run APIServerManyShards ./controllers -shards=$(SHARDS)
 
 kube: ## the Kubernetes API server and etcd that tests run against, from Go modules (minutes the first time)
 	$(GO) run ./internal/apiserver/build
@@ -83,7 +85,7 @@ images: ## the container image IMAGE: static programs, from scratch
 	DOCKER_BUILDKIT=0 docker build --quiet --tag $(IMAGE) --file Dockerfile $(BIN)/image
 
 e2e: ## on a kind cluster that it creates: install, trade, and take away what can be (Docker; KIND_NODE_IMAGE, see e2e/doc.go)
-	$(GO) -C e2e test -v -count 1 -timeout 40m .
+	E2E_KILLS=$(E2E_KILLS) $(GO) -C e2e test -v -count 1 -timeout 40m .
 
 kind-up: images ## a kind cluster with the images on it, to try things on
 	$(GO) -C e2e run ./kindup -image $(IMAGE)

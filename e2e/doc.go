@@ -11,5 +11,6 @@
 //	KIND_NODE_IMAGE  the node image of the kind cluster
 //	E2E_CLUSTER      the name of the kind cluster, default countinghouse-e2e; one that is there is used and stays
 //	E2E_KEEP         if set, the kind cluster stays
+//	E2E_KILLS        how often a leader is killed, default 20
 //	E2E_OUT          where figures and, after a failure, logs are written; default out
 package e2e

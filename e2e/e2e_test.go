@@ -1,12 +1,14 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -29,7 +31,6 @@ type suite struct {
 
 const (
 	namespace    = "trading"
-	leaderKills  = 20
 	controlPlane = "node-role.kubernetes.io/control-plane"
 )
 
@@ -199,6 +200,10 @@ func (s *suite) invalid(t *testing.T) {
 // does, and its pod with all that is in it. Each time the trader sees how long a
 // record waits for its commit.
 func (s *suite) killLeaders(t *testing.T) {
+	leaderKills, err := strconv.Atoi(cmp.Or(os.Getenv("E2E_KILLS"), "20"))
+	if err != nil || leaderKills < 2 {
+		t.Fatalf("E2E_KILLS=%q: use a number, 2 or more", os.Getenv("E2E_KILLS"))
+	}
 	kinds := map[string]func(*testing.T, *corev1.Pod){"pod": func(t *testing.T, victim *corev1.Pod) {
 		s.kill(t, victim)
 		s.replaced(t, victim)
