@@ -392,6 +392,10 @@ func (p *pass) membership(ctx context.Context) error {
 		p.later("the shard has no leader")
 		return nil
 	}
+	if p.raft.pending { // a member that it leaves out may be one again, and needs its volume
+		p.later("a change of the membership is committed")
+		return nil
+	}
 	if err := p.recognise(ctx); err != nil {
 		return err
 	}

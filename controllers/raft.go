@@ -11,6 +11,7 @@ import (
 type raftView struct {
 	leader      string
 	index       uint64 // of the membership, for compare-and-set
+	pending     bool   // the membership is not committed yet
 	members     map[string]*storagepb.Member
 	instruments []string
 	recovery    string   // token of the leader's last recovery from a lost quorum
@@ -18,7 +19,7 @@ type raftView struct {
 }
 
 func viewOf(st *storagepb.StatusResponse) *raftView {
-	v := &raftView{leader: st.Id, index: st.MembershipIndex, members: make(map[string]*storagepb.Member), instruments: st.Instruments, recovery: st.Recovery.GetToken()}
+	v := &raftView{leader: st.Id, index: st.MembershipIndex, pending: st.MembershipPending, members: make(map[string]*storagepb.Member), instruments: st.Instruments, recovery: st.Recovery.GetToken()}
 	for _, m := range st.Members {
 		v.members[m.Id] = m
 	}

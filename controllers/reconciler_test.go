@@ -481,3 +481,34 @@ func deletedShard(t *testing.T, newWorld func(*testing.T) *world) {
 		})
 	}
 }
+
+// A removal that is not committed yet may be undone by the next leader: the member
+// keeps pod and volume until it is.
+func TestMemberWhoseRemovalIsNotCommittedKeepsItsVolume(t *testing.T) {
+	w := newWorld(t)
+	w.createShard(3)
+	w.converge()
+	id := "futures-2"
+	if id == w.leader {
+		id = "futures-1"
+	}
+	left := w.members[id]
+	delete(w.members, id)
+	w.pending = true
+	for range 3 {
+		if err := w.reconcile(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, o := range []client.Object{&corev1.Pod{}, &corev1.PersistentVolumeClaim{}} {
+		if err := w.client.Get(context.Background(), client.ObjectKey{Namespace: w.name.Namespace, Name: id}, o); err != nil || !o.GetDeletionTimestamp().IsZero() {
+			t.Errorf("%T of %s: %v", o, id, err)
+		}
+	}
+	w.members[id], w.pending = left, false
+	w.converge()
+	w.expect()
+	if got := len(w.shard().Status.Members); got != 3 {
+		t.Errorf("%d members", got)
+	}
+}

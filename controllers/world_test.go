@@ -69,6 +69,7 @@ type world struct {
 	givenUp map[string]bool
 	certs   certificateWorld
 	tls     v1.TLSMode // of the shard that createShard makes
+	pending bool       // the membership of the leader is not committed
 }
 
 func newScheme(t *testing.T) *runtime.Scheme {
@@ -382,7 +383,7 @@ func (w *world) Leader(context.Context) (*storagepb.StatusResponse, error) {
 	if !slices.Contains(running, w.leader) {
 		w.leader = running[0]
 	}
-	st := &storagepb.StatusResponse{Id: w.leader, MembershipIndex: w.index, Instruments: slices.Clone(w.owned), Recovery: &storagepb.Recovery{Token: w.token}}
+	st := &storagepb.StatusResponse{Id: w.leader, MembershipIndex: w.index, MembershipPending: w.pending, Instruments: slices.Clone(w.owned), Recovery: &storagepb.Recovery{Token: w.token}}
 	for _, m := range w.members {
 		st.Members = append(st.Members, m)
 	}

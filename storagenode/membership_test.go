@@ -83,6 +83,9 @@ func TestLearnerGetsASnapshotAndIsPromoted(t *testing.T) {
 			ctx := testContext(t)
 			_, err := leader.admin().Promote(ctx, &storagepb.PromoteRequest{Id: "m3"})
 			wantRefusal(t, err, refusal.ErrNotFound)
+			if st := status(t, leader); st.MembershipPending {
+				t.Fatalf("nothing changes, and the membership of index %d is said to be pending", st.MembershipIndex)
+			}
 			index := status(t, leader).MembershipIndex
 			_, err = leader.admin().AddLearner(ctx, &storagepb.AddLearnerRequest{Id: "m3", Address: learner.address, PrevIndex: index + 1})
 			wantRefusal(t, err, refusal.ErrInvalid)

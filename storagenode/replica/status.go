@@ -59,6 +59,7 @@ func (r *Replica) memberStates(st *storagepb.StatusResponse) []*storagepb.Member
 	if f.Error() != nil {
 		return nil
 	}
+	st.MembershipPending = f.Index() > st.MembershipIndex
 	leads := st.LeaderId == r.cfg.ID
 	var out []*storagepb.Member
 	for _, s := range f.Configuration().Servers {

@@ -1246,6 +1246,9 @@ type StatusResponse struct {
 	TrustedAuthorities []string `protobuf:"bytes,24,rep,name=trusted_authorities,json=trustedAuthorities,proto3" json:"trusted_authorities,omitempty"`
 	// The one of them that has issued the node's own certificate.
 	CertificateIssuer string `protobuf:"bytes,25,opt,name=certificate_issuer,json=certificateIssuer,proto3" json:"certificate_issuer,omitempty"`
+	// The membership that members lists is not committed yet: the one before may come
+	// back with another leader.
+	MembershipPending bool `protobuf:"varint,26,opt,name=membership_pending,json=membershipPending,proto3" json:"membership_pending,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -1453,6 +1456,13 @@ func (x *StatusResponse) GetCertificateIssuer() string {
 		return x.CertificateIssuer
 	}
 	return ""
+}
+
+func (x *StatusResponse) GetMembershipPending() bool {
+	if x != nil {
+		return x.MembershipPending
+	}
+	return false
 }
 
 // Recovery is what was done to a member that was made its shard's only voter.
@@ -2343,7 +2353,7 @@ const file_storagenode_storagepb_storage_proto_rawDesc = "" +
 	"\n" +
 	"held_bytes\x18\x04 \x01(\x04R\theldBytes\x12\x1d\n" +
 	"\n" +
-	"elapsed_ms\x18\x05 \x01(\x04R\telapsedMs\"\x91\a\n" +
+	"elapsed_ms\x18\x05 \x01(\x04R\telapsedMs\"\xc0\a\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\tR\x05shard\x12\x0e\n" +
@@ -2374,7 +2384,8 @@ const file_storagenode_storagepb_storage_proto_rawDesc = "" +
 	"generation\x12>\n" +
 	"\brecovery\x18\x17 \x01(\v2\".countinghouse.storage.v1.RecoveryR\brecovery\x12/\n" +
 	"\x13trusted_authorities\x18\x18 \x03(\tR\x12trustedAuthorities\x12-\n" +
-	"\x12certificate_issuer\x18\x19 \x01(\tR\x11certificateIssuer\"\xb7\x01\n" +
+	"\x12certificate_issuer\x18\x19 \x01(\tR\x11certificateIssuer\x12-\n" +
+	"\x12membership_pending\x18\x1a \x01(\bR\x11membershipPending\"\xb7\x01\n" +
 	"\bRecovery\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1e\n" +
 	"\n" +
