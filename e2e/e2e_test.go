@@ -211,8 +211,8 @@ func (s *suite) killLeaders(t *testing.T) {
 	if s.kind != nil {
 		kinds["process"] = func(t *testing.T, victim *corev1.Pod) {
 			s.killProcess(t, victim)
-			s.otherLeader(t, victim.Name)
-			s.kill(t, victim) // another pod starts at once; the kubelet would take its time
+			s.restarted(t, victim)
+			s.kill(t, victim) // for the next time, the kubelet would wait before it restarts it
 			s.replaced(t, victim)
 		}
 	}

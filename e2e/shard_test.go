@@ -112,6 +112,21 @@ func (c *cluster) killProcess(t *testing.T, pod *corev1.Pod) {
 	t.Fatalf("no process of pod %s to kill among %q", pod.Name, id)
 }
 
+// restarted waits until a pod's container has been started anew.
+func (c *cluster) restarted(t *testing.T, pod *corev1.Pod) {
+	t.Helper()
+	await(t, settleWait, "the container of pod "+pod.Name+" is started anew", func(ctx context.Context) error {
+		var now corev1.Pod
+		if err := c.Get(ctx, client.ObjectKeyFromObject(pod), &now); err != nil {
+			return err
+		}
+		if len(now.Status.ContainerStatuses) == 0 || now.Status.ContainerStatuses[0].RestartCount == 0 {
+			return fmt.Errorf("%+v", now.Status.ContainerStatuses)
+		}
+		return nil
+	})
+}
+
 // replaced waits until another pod of the same name is ready.
 func (c *cluster) replaced(t *testing.T, pod *corev1.Pod) {
 	t.Helper()
