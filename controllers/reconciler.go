@@ -108,11 +108,11 @@ func shardOf(o client.Object) []string {
 
 // ofShard names the shard that a volume claim belongs to, which does not own it.
 func ofShard(_ context.Context, o client.Object) []ctrl.Request {
-	name := o.GetLabels()[resource.LabelShard]
-	if name == "" {
-		return nil
+	var out []ctrl.Request
+	for _, name := range shardOf(o) {
+		out = append(out, ctrl.Request{NamespacedName: types.NamespacedName{Namespace: o.GetNamespace(), Name: name}})
 	}
-	return []ctrl.Request{{NamespacedName: types.NamespacedName{Namespace: o.GetNamespace(), Name: name}}}
+	return out
 }
 
 // Reconcile brings one shard nearer to its spec.

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"slices"
 	"syscall"
 	"time"
 
@@ -123,9 +122,11 @@ func (f *flags) check() error {
 	if f.namespace == "" {
 		return bad("namespace", "is required: set it, or POD_NAMESPACE, to the namespace that the operator runs in")
 	}
-	for _, name := range append(slices.Clone(f.namespaces), f.namespace) {
-		if problems := validation.IsDNS1123Label(name); len(problems) > 0 {
-			return bad("namespaces", "%q is no name of a namespace: %s", name, problems[0])
+	for flag, names := range map[string][]string{"namespace": {f.namespace}, "namespaces": f.namespaces} {
+		for _, name := range names {
+			if problems := validation.IsDNS1123Label(name); len(problems) > 0 {
+				return bad(flag, "%q is no name of a namespace: %s", name, problems[0])
+			}
 		}
 	}
 	for flag, address := range map[string]string{"metrics-listen": f.metricsListen, "health-listen": f.healthListen} {

@@ -19,7 +19,8 @@ func TestFlagsAreChecked(t *testing.T) {
 	for want, args := range map[string][]string{
 		"--image: is required":                {"--namespace", "trading"},
 		"--namespace: is required":            {"--image", "countinghouse:v1"},
-		"\"a b\" is no name of a namespace":   append(good, "--namespaces", "a b"),
+		"--namespaces: \"a b\" is no name":    append(good, "--namespaces", "a b"),
+		"--namespace: \"c d\" is no name":     {"--image", "i", "--namespace", "c d"},
 		"--metrics-listen: \"here\" is not":   append(good, "--metrics-listen", "here"),
 		"--health-listen: \"here\" is not":    append(good, "--health-listen", "here"),
 		"--workers: 0: use at least 1":        append(good, "--workers", "0"),

@@ -130,15 +130,31 @@ func (t *trader) close() {
 
 // pause stops trading and waits for the answers that are due, or lets it go on.
 func (t *trader) pause(p bool) {
-	t.paused.Store(p)
-	if !p {
-		return
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for t.inFlight > 0 {
+	t.paused.Store(p)
+	for p && t.inFlight > 0 {
 		t.idle.Wait()
 	}
+}
+
+// begin counts a request as one that pause waits for, from before a worker has it,
+// unless trading is paused.
+func (t *trader) begin() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.paused.Load() {
+		return false
+	}
+	t.inFlight++
+	return true
+}
+
+func (t *trader) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.inFlight--
+	t.idle.Broadcast()
 }
 
 // trade opens the accounts, and then makes requests until ctx ends. A request is
@@ -167,15 +183,16 @@ func (t *trader) pace(ctx context.Context, due chan<- time.Time) {
 	every := time.Duration(float64(time.Second) / t.c.rate)
 	next := time.Now()
 	for ctx.Err() == nil {
-		if t.paused.Load() {
+		time.Sleep(time.Until(next))
+		if !t.begin() {
 			time.Sleep(10 * time.Millisecond)
 			next = time.Now()
 			continue
 		}
-		time.Sleep(time.Until(next))
 		select {
 		case due <- next:
 		case <-ctx.Done():
+			t.end()
 			return
 		}
 		next = next.Add(every)
@@ -215,20 +232,14 @@ func (t *trader) open(ctx context.Context) bool {
 
 // request makes one request: it cancels an order where many rest, or submits one.
 func (t *trader) request(ctx context.Context, random *rand.Rand, due time.Time) {
+	defer t.end()
 	t.mu.Lock()
-	t.inFlight++
 	var oldest *resting
 	if len(t.resting) > restingMax {
 		oldest = &t.resting[0]
 		t.resting = t.resting[1:]
 	}
 	t.mu.Unlock()
-	defer func() {
-		t.mu.Lock()
-		t.inFlight--
-		t.idle.Broadcast()
-		t.mu.Unlock()
-	}()
 	call, cancel := context.WithTimeout(ctx, t.c.timeout)
 	defer cancel()
 	if oldest != nil {
