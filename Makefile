@@ -13,16 +13,17 @@ FUZZTIME  ?= 10s
 DEMO_ARGS ?=
 IMAGE     ?= countinghouse:dev
 SHARDS    ?= 1000
+BENCH_ARGS ?=
 E2E_KILLS ?= 20
 GIT_DESC  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 STAMP     := -X github.com/countinghouse/countinghouse/version.Build=$(GIT_DESC)
 LDFLAGS   := -ldflags "$(STAMP)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kube check chart generate bench build images e2e kind-up kind-down fuzz clean
+.PHONY: help demo test kube check chart generate bench bench-quick build images e2e kind-up kind-down fuzz clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build ## trade on one machine while a storage leader is killed, and prove that nothing was lost
 	@$(BIN)/countinghouse demo $(DEMO_ARGS)
@@ -30,6 +31,7 @@ demo: build ## trade on one machine while a storage leader is killed, and prove 
 test: kube ## run every test that needs no cluster, with the race detector where it makes sense
 	@$(HELM) version --short >/dev/null # which the chart's tests use, and which takes minutes to build once
 	$(GO) test -race -timeout 8m ./...
+	$(GO) -C bench test -timeout 8m ./...
 	$(GO) test -timeout 2m ./storagenode/stablestore
 	$(GO) test -timeout 2m -run TestTenThousand ./storagenode
 	$(GO) test -timeout 10m -run TestOperatorStopped ./controllers
@@ -45,6 +47,8 @@ check: chart ## formatting, vet, lint, the chart, stale generated code
 	$(LINT) run ./...
 	$(GO) -C e2e vet ./...
 	cd e2e && $(GO) tool -modfile=../tools/lint/go.mod golangci-lint run --config ../.golangci.yml ./...
+	$(GO) -C bench vet ./...
+	cd bench && $(GO) tool -modfile=../tools/lint/go.mod golangci-lint run --config ../.golangci.yml ./...
 	$(MAKE) --no-print-directory generate
 	@git diff --exit-code --stat -- '*.pb.go' api config $(CHART)/files || { echo "generated code is stale: run 'make generate' and commit the result"; exit 1; }
 
@@ -64,8 +68,11 @@ chart: ## lint the Helm chart and render it with Helm 3 and 4, which must agree 
 	@$(HELM4) template x $(CHART) $(CHARTARGS) >$(BIN)/chart/helm4.yaml
 	@diff -bB $(BIN)/chart/helm3.yaml $(BIN)/chart/helm4.yaml
 
-bench: ## benchmarks of the packages, with their floors and peers beside them
-	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
+bench: ## measure beside peers and floors: tables, and JSON in bench/out (BENCH_ARGS: see bench -help)
+	$(GO) -C bench run . $(BENCH_ARGS)
+
+bench-quick: ## three minutes of bench, one run of each case that shows most: bench/out/quick.json
+	$(GO) -C bench run . -quick $(BENCH_ARGS)
 
 fuzz: ## every fuzz target for FUZZTIME each
 	@for pkg in $$($(GO) list ./...); do \
