@@ -18,6 +18,7 @@ import (
 
 	"github.com/countinghouse/countinghouse/identity"
 	"github.com/countinghouse/countinghouse/record"
+	"github.com/countinghouse/countinghouse/storagenode/codec"
 	"github.com/countinghouse/countinghouse/storagenode/refusal"
 	"github.com/countinghouse/countinghouse/storagenode/replica"
 	"github.com/countinghouse/countinghouse/storagenode/storagepb"
@@ -133,6 +134,7 @@ func (s *Server) serverOptions() []grpc.ServerOption {
 	unary := []grpc.UnaryServerInterceptor{guard.unary}
 	stream := []grpc.StreamServerInterceptor{guard.stream, impatient{s.opts.ReaderTimeout, s.metrics, s.listens.undrained}.stream}
 	options := []grpc.ServerOption{
+		grpc.ForceServerCodecV2(codec.New()),
 		grpc.InitialWindowSize(windowBytes),
 		grpc.InitialConnWindowSize(windowBytes),
 		grpc.MaxRecvMsgSize(messageBytesMax),

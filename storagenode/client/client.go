@@ -17,6 +17,7 @@ import (
 
 	"github.com/countinghouse/countinghouse/identity"
 	"github.com/countinghouse/countinghouse/record"
+	"github.com/countinghouse/countinghouse/storagenode/codec"
 	"github.com/countinghouse/countinghouse/storagenode/refusal"
 )
 
@@ -105,7 +106,7 @@ func dialOptions(o Options, cluster, shard string) []grpc.DialOption {
 		grpc.WithTransportCredentials(transport),
 		grpc.WithInitialWindowSize(streamWindowBytes),
 		grpc.WithInitialConnWindowSize(connWindowBytes),
-		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(newCodec()), grpc.MaxCallRecvMsgSize(receiveBytesMax)),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec.New()), grpc.MaxCallRecvMsgSize(receiveBytesMax)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveInterval, Timeout: keepaliveTimeout}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: reconnectPauseMin, Multiplier: 2, Jitter: 0.2, MaxDelay: reconnectPauseMax},
