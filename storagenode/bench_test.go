@@ -35,7 +35,7 @@ func BenchmarkAppendTLS(b *testing.B) {
 
 func forBenchmark(cfg *replica.Config, logStore replica.LogStore) {
 	cfg.LogStore = logStore
-	cfg.WAL.SegmentBytes, cfg.Store.MemtableBytesMax = 64<<20, 8<<20
+	cfg.WAL.SegmentBytes, cfg.Store.MemtableBytesMax = 64<<20, 64<<20
 	// A machine that is busy with other things must not cost the leadership.
 	cfg.HeartbeatTimeout, cfg.LeaderLease = 5*time.Second, 0
 }

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +31,8 @@ type fsm struct {
 	full      func()              // asks for a snapshot; must not block
 	members   func([]raft.Server) // told of each membership that is in force; must not block
 	metrics   *metrics
+	// durable waits until the log has the entry at an index on disk.
+	durable func(ctx context.Context, index uint64) error
 
 	live            atomic.Pointer[liveStore]
 	failed          atomic.Bool   // an entry could not be applied: nothing is any more
@@ -40,6 +43,10 @@ type fsm struct {
 	// handed is the index up to which the present Raft instance has handed entries
 	// over; after a start that is behind what the store holds. FSM goroutine only.
 	handed uint64
+	// skipped says that the log dropped entries that the present Raft instance takes
+	// for committed: it is handed nothing more, and is about to be replaced. FSM
+	// goroutine, and between instances.
+	skipped bool
 
 	mu      sync.Mutex
 	applied uint64        // guarded by mu
@@ -85,6 +92,15 @@ func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 // node.
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	out := make([]any, len(logs))
+	if err := f.durable(context.Background(), logs[len(logs)-1].Index); err != nil {
+		f.skipped = true
+	}
+	if f.skipped {
+		for i := range out {
+			out[i] = refusal.ErrUnavailable
+		}
+		return out
+	}
 	for i, l := range logs {
 		out[i] = f.applyOne(l)
 	}
@@ -177,6 +193,9 @@ func (f *fsm) batch(shard *store.Shard, l *raft.Log) (any, error) {
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if f.failed.Load() {
 		return nil, errors.New("no snapshot: an entry could not be applied")
+	}
+	if f.skipped {
+		return nil, errors.New("no snapshot: the log could not be written, and Raft is about to start again")
 	}
 	if err := f.mayCut(); err != nil {
 		return nil, err

@@ -207,10 +207,7 @@ type guardedLog struct {
 	// noRoom tells errors of a full disk, which leave the log as it was or with a
 	// part of the entries, from those after which it must not be used.
 	noRoom func(error) bool
-	// refused is called when entries were not stored, or only in part, because the
-	// disk is full. last is the index that the log ends at. It must not block.
-	refused func(last uint64)
-	last    atomic.Pointer[entryID] // nil before the first snapshot
+	last   atomic.Pointer[entryID] // nil before the first snapshot
 }
 
 // entryID tells a log entry from all others.
@@ -252,9 +249,9 @@ func (l *guardedLog) StoreLog(log *raft.Log) error { return l.StoreLogs([]*raft.
 
 // StoreLogs implements raft.LogStore. On a full disk it makes room once and
 // stores what the first attempt did not. Where that does not help, the entries are
-// refused: a leader steps down, and a follower does not acknowledge them.
+// not stored, or only in part.
 func (l *guardedLog) StoreLogs(logs []*raft.Log) error {
-	err := l.guard.must("append to the log", l.noRoom, func() error {
+	return l.guard.must("append to the log", l.noRoom, func() error {
 		err := l.LogStore.StoreLogs(logs)
 		if err == nil || !l.noRoom(err) || !l.guard.room.makeRoom(bytesOf(logs)) {
 			return err
@@ -268,12 +265,6 @@ func (l *guardedLog) StoreLogs(logs []*raft.Log) error {
 		}
 		return l.LogStore.StoreLogs(logs)
 	})
-	if err != nil && l.noRoom(err) {
-		if last, lastErr := l.LogStore.LastIndex(); lastErr == nil {
-			l.refused(last)
-		}
-	}
-	return err
 }
 
 func bytesOf(logs []*raft.Log) (n int64) {

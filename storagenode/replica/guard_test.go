@@ -41,7 +41,7 @@ func guarded(t *testing.T, timeout time.Duration, storeLogs func(*raft.InmemStor
 	t.Cleanup(g.close)
 	store := raft.NewInmemStore()
 	f := &faultyLog{InmemStore: store, storeLogs: func(l []*raft.Log) error { return storeLogs(store, l) }}
-	return &guardedLog{LogStore: f, guard: g, noRoom: walIsFull, refused: func(uint64) {}}, fatal
+	return &guardedLog{LogStore: f, guard: g, noRoom: walIsFull}, fatal
 }
 
 // noRoomMaker has no ballast.

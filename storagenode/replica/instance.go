@@ -42,6 +42,8 @@ const (
 func (r *Replica) raft() *raft.Raft { return r.current.Load().raft }
 
 func (r *Replica) startRaft() error {
+	r.logs.forgetLoss()
+	r.fsm.skipped = false
 	if err := r.trimLog(); err != nil {
 		return fmt.Errorf("raft log: %w", err)
 	}
@@ -105,8 +107,10 @@ func (r *Replica) interruptUntil(ended <-chan error) error {
 //   - A transfer of leadership that is interrupted at the wrong moment leaves the
 //     flag "transfer in progress" set: when the node leads again, it refuses
 //     every entry.
+//   - Entries that the log had taken could not be written, because the disk is
+//     full. The instance believes in them.
 //
-// In both, the state on disk is right or is made right by trimLog.
+// In all of them, the state on disk is right or is made right by trimLog.
 func (r *Replica) restartRaft(why string) {
 	r.restarting.Lock()
 	defer r.restarting.Unlock()
@@ -228,16 +232,14 @@ func (r *Replica) lostTrack() (string, error) {
 	return "", nil
 }
 
-// entriesRefused is called by the Raft instance, in the midst of a call, when the log
-// has no room for entries. If the log took a part of them, or was shortened before,
-// the instance is wrong about where the log ends.
-func (r *Replica) entriesRefused(last uint64) {
-	if r.current.Load() == nil || r.believedLast() == last {
+// entriesLost is called when the log could not write entries that it had taken: the
+// Raft instance is wrong about where the log ends. After an error other than a full
+// disk the node is about to end.
+func (r *Replica) entriesLost(err error) {
+	if r.current.Load() == nil || !r.logs.noRoom(err) {
 		return
 	}
-	r.background.Go(func() {
-		r.restartRaft(fmt.Sprintf("the log ends at %d after entries were refused for want of disk space", last))
-	})
+	r.background.Go(func() { r.restartRaft(err.Error()) })
 }
 
 // believedLast returns the index of the log's last entry as the Raft instance

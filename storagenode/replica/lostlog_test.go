@@ -186,7 +186,7 @@ func TestNoSnapshotWhileTheLogIsReplayed(t *testing.T) {
 	if err := shard.SetOwned(7, []record.Symbol{a}); err != nil {
 		t.Fatal(err)
 	}
-	f := &fsm{metrics: newMetrics(), changed: make(chan struct{})}
+	f := &fsm{durable: syncedLog{}.awaitDurable, metrics: newMetrics(), changed: make(chan struct{})}
 	f.live.Store(newLiveStore(vfs.Default, "store", shard))
 	owned := ownedCommand([]record.Symbol{a})
 	owned.Type = raft.LogCommand

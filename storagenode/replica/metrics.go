@@ -20,6 +20,8 @@ type metrics struct {
 	slowDiskWrites prometheus.Counter
 	proposals      prometheus.Gauge
 	inFlightBytes  prometheus.Gauge
+
+	logWaitingBytes prometheus.Gauge
 }
 
 func newMetrics() *metrics {
@@ -46,13 +48,15 @@ func newMetrics() *metrics {
 		slowDiskWrites: counter("slow_disk_writes_total", "Writes of the log and of term and vote that took more than half the heartbeat timeout."),
 		proposals:      gauge("proposals_in_flight", "Proposals that Raft has not answered."),
 		inFlightBytes:  gauge("proposals_in_flight_bytes", "Bytes of proposals that Raft has not answered."),
+
+		logWaitingBytes: gauge("log_waiting_bytes", "Bytes of entries that wait to be written to the log."),
 	}
 }
 
 func (m *metrics) all() []prometheus.Collector {
 	return []prometheus.Collector{
 		m.appliedRecords, m.snapshots, m.restores, m.raftRestarts, m.givenUp,
-		m.refusals, m.diskWrite, m.slowDiskWrites, m.proposals, m.inFlightBytes,
+		m.refusals, m.diskWrite, m.slowDiskWrites, m.proposals, m.inFlightBytes, m.logWaitingBytes,
 	}
 }
 

@@ -35,7 +35,7 @@ type Replica struct {
 	transport *Transport
 	snapshots *snapshotStore
 	fsm       *fsm
-	logs      *guardedLog
+	logs      *writeBehind
 	bolt      boltLog // what was read of a log in bbolt when it was opened
 	stable    *guardedStable
 	closers   []io.Closer // of what Open opened, in that order
@@ -146,6 +146,7 @@ func (r *Replica) openFiles() error {
 		return err
 	}
 	r.transport = NewTransport(r.cfg.Transport)
+	r.transport.log = r.logs
 	return nil
 }
 
@@ -187,10 +188,12 @@ func (r *Replica) openLogs() error {
 		return err
 	}
 	r.closers = append(r.closers, logs)
-	r.logs = &guardedLog{LogStore: logs, guard: r.guard, noRoom: walIsFull, refused: r.entriesRefused}
+	guarded := &guardedLog{LogStore: logs, guard: r.guard, noRoom: walIsFull}
 	if r.cfg.LogStore == LogStoreBolt {
-		r.logs.noRoom = boltIsFull
+		guarded.noRoom = boltIsFull
 	}
+	r.logs = newWriteBehind(guarded, r.metrics, r.entriesLost)
+	r.closers = append(r.closers, r.logs)
 	return r.checkTerm()
 }
 
@@ -236,7 +239,7 @@ func (r *Replica) openStore() error {
 	r.fsm = &fsm{
 		fs: fs, dataDir: r.cfg.DataDir, options: r.storeOptions(), snapshots: r.snapshots, log: r.cfg.Logger,
 		fatal: r.fatal, full: r.wantSnapshot, members: r.forgetOthers, metrics: r.metrics, bytesMax: r.cfg.SnapshotBytes,
-		changed: make(chan struct{}),
+		durable: r.logs.awaitDurable, changed: make(chan struct{}),
 	}
 	name, err := currentStore(fs, r.cfg.DataDir)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/countinghouse/countinghouse/storagenode/codec"
 	"github.com/countinghouse/countinghouse/storagenode/storagepb"
 )
 
@@ -121,6 +123,7 @@ func setDefault[T comparable](field *T, value T) {
 type Transport struct {
 	opts      TransportOptions
 	consumer  chan raft.RPC
+	log       durableLog // what is on this member's disk
 	progress  progressTable
 	transfers transferTable
 	pace      *rate.Limiter // of the bytes of snapshots
@@ -151,6 +154,23 @@ var (
 	_ raft.WithPreVote = (*Transport)(nil)
 )
 
+// durableLog tells what of the log is on disk; see writeBehind.
+type durableLog interface {
+	// durable returns the index up to which all entries are.
+	durable() uint64
+	// awaitDurable waits until they are up to index.
+	awaitDurable(ctx context.Context, index uint64) error
+	// losses returns how often entries that had been taken were dropped.
+	losses() uint64
+}
+
+// syncedLog is a log that has everything on disk.
+type syncedLog struct{}
+
+func (syncedLog) losses() uint64                                   { return 0 }
+func (syncedLog) durable() uint64                                  { return math.MaxUint64 }
+func (syncedLog) awaitDurable(ctx context.Context, _ uint64) error { return ctx.Err() }
+
 // NewTransport returns a transport that is not yet registered with a server.
 func NewTransport(o TransportOptions) *Transport {
 	o = o.withDefaults()
@@ -158,6 +178,7 @@ func NewTransport(o TransportOptions) *Transport {
 	t := &Transport{
 		opts:     o,
 		consumer: make(chan raft.RPC),
+		log:      syncedLog{},
 		pace:     rate.NewLimiter(rate.Inf, snapshotChunkBytes),
 		ctx:      ctx,
 		cancel:   cancel,
@@ -256,7 +277,7 @@ func (t *Transport) dialOptions() []grpc.DialOption {
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithInitialWindowSize(windowBytes),
 		grpc.WithInitialConnWindowSize(windowBytes),
-		grpc.WithDefaultCallOptions(
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec.New()),
 			grpc.MaxCallRecvMsgSize(grpcMessageBytesMax), grpc.MaxCallSendMsgSize(grpcMessageBytesMax)),
 		// A peer that restarts must be found again within a heartbeat or two.
 		grpc.WithConnectParams(grpc.ConnectParams{

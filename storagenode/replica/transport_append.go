@@ -86,6 +86,13 @@ func receiveAll(stream appendStream, n int) (*storagepb.AppendEntriesResponse, e
 	return answer, nil
 }
 
+// messages returns what a request is sent as. A leader counts its own copy of an
+// entry for the commit index before its disk has it; the followers are told of a
+// commit only when it has.
+func (t *Transport) messages(args *raft.AppendEntriesRequest) []*storagepb.AppendEntriesRequest {
+	return splitAppend(args, min(args.LeaderCommitIndex, t.log.durable()), t.opts.MessageBytesMax)
+}
+
 // AppendEntries implements raft.Transport.
 func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	calls, p, err := t.peer(target)
@@ -96,7 +103,7 @@ func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 	if isHeartbeat(args) {
 		stream, timeout = &p.heartbeats, t.opts.HeartbeatTimeout
 	}
-	m, err := stream.call(calls, p.raft, splitAppend(args, t.opts.MessageBytesMax), timeout)
+	m, err := stream.call(calls, p.raft, t.messages(args), timeout)
 	if t.noteRefused(err) != nil {
 		return fmt.Errorf("append entries to %s at %s: %w", id, target, err)
 	}
@@ -143,7 +150,7 @@ func (t *Transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAd
 // AppendEntries implements raft.AppendPipeline. It blocks while PipelineMax
 // requests are unanswered.
 func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	messages := splitAppend(args, p.t.opts.MessageBytesMax)
+	messages := p.t.messages(args)
 	f := &appendFuture{start: time.Now(), args: args, resp: resp, parts: len(messages), done: make(chan struct{})}
 	select {
 	case p.unanswered <- f:

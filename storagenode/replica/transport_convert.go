@@ -68,16 +68,16 @@ func appendFromProto(m *storagepb.AppendEntriesRequest) *raft.AppendEntriesReque
 	}
 }
 
-// splitAppend returns the messages for a request: as few as hold at most
+// splitAppend returns the messages for a request, with the given commit index: as few as hold at most
 // bytesMax of entries each, and at least one entry. Each message is a whole
 // request that follows the one before it, so that a receiver which gets only
 // some of them has accepted a prefix.
-func splitAppend(args *raft.AppendEntriesRequest, bytesMax int) []*storagepb.AppendEntriesRequest {
+func splitAppend(args *raft.AppendEntriesRequest, commit uint64, bytesMax int) []*storagepb.AppendEntriesRequest {
 	message := func(prevIndex, prevTerm uint64, entries []*raft.Log) *storagepb.AppendEntriesRequest {
 		return &storagepb.AppendEntriesRequest{
 			Header: headerToProto(args.RPCHeader), Term: args.Term,
 			PrevLogEntry: prevIndex, PrevLogTerm: prevTerm,
-			LeaderCommitIndex: args.LeaderCommitIndex, Entries: entriesToProto(entries),
+			LeaderCommitIndex: commit, Entries: entriesToProto(entries),
 		}
 	}
 	var out []*storagepb.AppendEntriesRequest

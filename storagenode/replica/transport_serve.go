@@ -47,27 +47,80 @@ func (t *Transport) deliver(ctx context.Context, command any, reader io.Reader) 
 
 type appendServer = grpc.BidiStreamingServer[storagepb.AppendEntriesRequest, storagepb.AppendEntriesResponse]
 
+// appendAnswersMax bounds the answers of a stream that wait for the disk.
+const appendAnswersMax = 64
+
+// appendAnswer waits until the log's entries up to index are on disk.
+type appendAnswer struct {
+	message *storagepb.AppendEntriesResponse
+	index   uint64 // 0: nothing to wait for
+	losses  uint64 // of the log, before Raft was handed the request
+}
+
+// await returns an error if the entries never came to the disk: they are not
+// acknowledged, also if the log has been forgiven the loss since.
+func (a *appendAnswer) await(ctx context.Context, log durableLog) error {
+	if a.index == 0 {
+		return nil
+	}
+	if err := log.awaitDurable(ctx, a.index); err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	if log.losses() != a.losses {
+		return status.Error(codes.Unavailable, "entries of the request were not written")
+	}
+	return nil
+}
+
 // AppendEntries serves one stream of a leader: requests are handed to Raft in
 // the order of arrival, and answered in that order. The next request is decoded
-// while Raft works on the one before.
+// while Raft works on the one before, and Raft works on the next ones while the
+// disk writes what an answer waits for.
 func (s *transportService) AppendEntries(stream appendServer) error {
 	requests := make(chan *storagepb.AppendEntriesRequest)
-	received := make(chan error, 1)
-	go func() { received <- receiveRequests(stream, requests) }()
+	answers := make(chan appendAnswer, appendAnswersMax)
+	ended := make(chan error, 2)
+	go func() { ended <- receiveRequests(stream, requests) }()
+	go func() { ended <- s.handOver(stream.Context(), requests, answers) }()
 	for {
 		select {
-		case m := <-requests:
-			answer, err := s.appendEntries(stream.Context(), m)
-			if err != nil {
+		case a := <-answers:
+			if err := a.await(stream.Context(), s.t.log); err != nil {
 				return err
 			}
-			if err := stream.Send(answer); err != nil {
+			if err := stream.Send(a.message); err != nil {
 				return err
 			}
-		case err := <-received:
+		case err := <-ended:
 			return err
 		case <-s.t.serving.Done():
 			return status.Error(codes.Unavailable, errTransportClosedMessage)
+		}
+	}
+}
+
+// handOver hands requests to Raft, one after another. It returns with the first
+// error, or when the stream ends.
+func (s *transportService) handOver(ctx context.Context, requests <-chan *storagepb.AppendEntriesRequest, answers chan<- appendAnswer) error {
+	for {
+		select {
+		case m := <-requests:
+			a := appendAnswer{losses: s.t.log.losses()}
+			answer, err := s.appendEntries(ctx, m)
+			if err != nil {
+				return err
+			}
+			a.message = answer
+			if answer.Success {
+				a.index = m.PrevLogEntry + uint64(len(m.Entries))
+			}
+			select {
+			case answers <- a:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }

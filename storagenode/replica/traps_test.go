@@ -8,14 +8,10 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/hashicorp/raft"
 
 	"github.com/countinghouse/countinghouse/storagenode/refusal"
@@ -330,58 +326,6 @@ func TestPlainBootstrapIsNotToBeRepeated(t *testing.T) {
 	}
 	if last, err := s.LastIndex(); err != nil || last != 0 {
 		t.Errorf("last index %d, %v", last, err)
-	}
-}
-
-// The leader of a quorum that has answered does not commit an entry that is not
-// on its own disk, and nobody is sent it: what the other members hold is never
-// more than what the leader holds.
-func TestALeaderWritesAnEntryBeforeItSendsAndCountsIt(t *testing.T) {
-	var gate atomic.Pointer[chan struct{}] // the next fdatasync of the log waits for it
-	entered := make(chan struct{})
-	fs := errorfs.Wrap(vfs.Default, errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if op.Kind != errorfs.OpFileSyncData || filepath.Base(filepath.Dir(op.Path)) != walDir {
-			return nil
-		}
-		if g := gate.Swap(nil); g != nil {
-			close(entered)
-			<-*g
-		}
-		return nil
-	}))
-	others := []*yesMan{new(yesMan), new(yesMan)}
-	r := leaderOf(t, func(c *Config) { c.FS = fs }, others...)
-	seq := fill(t, r, 1, 2)
-	last, commit := r.raft().LastIndex(), r.raft().CommitIndex()
-
-	release := make(chan struct{})
-	gate.Store(&release)
-	answered := make(chan error, 1)
-	go func() {
-		_, err := r.ProposeBatch(context.Background(), testBatch(t, 1, seq+1, 1)).Wait()
-		answered <- err
-	}()
-	<-entered
-	for _, y := range others {
-		y.awaitHeartbeats(t, 3)
-		if got := y.seen().last; got > last {
-			t.Errorf("entry %d was sent before it was on the leader's disk", got)
-		}
-	}
-	if got := r.raft().CommitIndex(); got != commit {
-		t.Errorf("commit index %d, want %d", got, commit)
-	}
-	select {
-	case err := <-answered:
-		t.Errorf("the batch was answered with %v before it was on the leader's disk", err)
-	default:
-	}
-	close(release)
-	if err := <-answered; err != nil {
-		t.Error(err)
-	}
-	for _, y := range others {
-		await(t, "the others are sent the entry", func() bool { return y.seen().last > last })
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/countinghouse/countinghouse/record"
+	"github.com/countinghouse/countinghouse/storagenode/directio"
 )
 
 // ErrSyncFailed marks the error of a sync: what the disk holds is unknown, and a
@@ -25,6 +26,7 @@ type Writer struct {
 	fs        vfs.FS
 	dir, name string
 	file      vfs.File
+	out       directio.Writer // of file
 	foot      footer
 	buf       []record.Record // blocks not written yet
 	sealed    int             // records of buf whose block entry is made
@@ -52,7 +54,12 @@ func Create(fs vfs.FS, dir, name string, o WriterOptions) (*Writer, error) {
 		return nil, fmt.Errorf("table %s: create: %w", w.tempPath(), err)
 	}
 	w.file = file
-	w.buf = make([]record.Record, 0, bufferBlocks*BlockRecords)
+	w.out = directio.NewWriter(file)
+	buf, err := record.View(directio.Buffer(bufferBlocks * BlockRecords * record.Size))
+	if err != nil {
+		return nil, err
+	}
+	w.buf = buf[:0]
 	return w, nil
 }
 
@@ -145,7 +152,7 @@ func (w *Writer) flush() error {
 }
 
 func (w *Writer) write(b []byte) error {
-	n, err := w.file.Write(b)
+	n, err := w.out.Write(b)
 	if err == nil && n < len(b) {
 		err = io.ErrShortWrite
 	}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"golang.org/x/sys/unix"
+
+	"github.com/countinghouse/countinghouse/storagenode/directio"
 )
 
 const (
@@ -251,7 +253,9 @@ func (r *recycler) fill(f vfs.File, path string) error {
 	if err := f.Preallocate(0, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("wal: reserve %d bytes for %s: %w", size, path, err)
 	}
-	zeroes := make([]byte, min(size, zeroChunkBytes))
+	zeroes := directio.Buffer(int(min(size, zeroChunkBytes)))
+	out := directio.NewWriter(f)
+	defer out.Leave() // what follows is written through the cache, as frames are
 	for at := int64(0); at < size; {
 		select {
 		case <-r.quit:
@@ -259,7 +263,7 @@ func (r *recycler) fill(f vfs.File, path string) error {
 		default:
 		}
 		n := min(size-at, int64(len(zeroes)))
-		if err := writeAt(f, zeroes[:n], at); err != nil {
+		if err := writeAt(&out, zeroes[:n], at); err != nil {
 			return fmt.Errorf("wal: write %s: %w", path, err)
 		}
 		if at += n; at%zeroSyncBytes == 0 {

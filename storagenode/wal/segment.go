@@ -174,7 +174,7 @@ func (s *segment) span(i uint64) (from, to int64) {
 
 // writeAt writes all of b. A file system that takes a part of it without an error has
 // failed as well.
-func writeAt(f vfs.File, b []byte, at int64) error {
+func writeAt(f io.WriterAt, b []byte, at int64) error {
 	n, err := f.WriteAt(b, at)
 	if err == nil && n < len(b) {
 		err = io.ErrShortWrite
