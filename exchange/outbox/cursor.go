@@ -8,7 +8,9 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -82,17 +84,23 @@ func wholeCursor(page []byte, off int) bool {
 	return word64(page, off+8).Load() == cursorCheck(word64(page, off).Load())
 }
 
-func readCursor(dir, name string) (uint64, error) {
+// cursorLooks is how often a cursor is looked at that seems damaged. While its
+// reader moves it, a look may fall into the write of the one value, and then of
+// the other one.
+const cursorLooks = 5
+
+func readCursor(dir, name string) (v uint64, err error) {
 	path := cursorPath(dir, name)
-	page, err := readPage(path)
-	if err != nil {
-		return 0, err
+	for look := 0; look < cursorLooks; look++ {
+		var page []byte
+		if page, err = readPage(path); err != nil {
+			return 0, err
+		}
+		if v, err = decodeCursor(page); err == nil {
+			return v, nil
+		}
 	}
-	v, err := decodeCursor(page)
-	if err != nil {
-		return 0, fmt.Errorf("outbox: %s: %w", path, err)
-	}
-	return v, nil
+	return 0, fmt.Errorf("outbox: %s: %w", path, err)
 }
 
 // ListCursors returns the cursors of the outbox in dir, in order of name. It
@@ -234,4 +242,52 @@ func (c *openCursor) set(global uint64) {
 func (c *openCursor) close() error {
 	unmap(c.data)
 	return c.file.Close()
+}
+
+// CursorView follows a cursor that another reader moves, also one in another
+// process. Its methods may be called from anywhere.
+type CursorView struct {
+	page    []byte
+	highest atomic.Uint64 // that was seen
+}
+
+// ViewCursor opens a view of a cursor, which must exist. Only a writer that opens
+// the outbox anew puts another file in its place; the view does not follow that.
+func ViewCursor(dir, name string) (*CursorView, error) {
+	path := cursorPath(filepath.Clean(dir), name)
+	page, err := mapPath(path, pageBytes, unix.PROT_READ, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("outbox %s: cursor %q: %w", dir, name, ErrNotFound)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := decodeCursor(page); err != nil {
+		unmap(page)
+		return nil, fmt.Errorf("outbox: %s: %w", path, err)
+	}
+	v := &CursorView{page: page}
+	v.Global()
+	runtime.AddCleanup(v, unmap, page)
+	return v, nil
+}
+
+// Global returns the last global that the reader is done with, as far as can be
+// seen; it may be one step behind, as the reader itself after a restart.
+func (v *CursorView) Global() uint64 {
+	for range cursorLooks {
+		if global, err := decodeCursor(v.page); err == nil {
+			v.raise(global)
+			break
+		}
+	}
+	return v.highest.Load()
+}
+
+func (v *CursorView) raise(global uint64) {
+	for seen := v.highest.Load(); global > seen; seen = v.highest.Load() {
+		if v.highest.CompareAndSwap(seen, global) {
+			return
+		}
+	}
 }

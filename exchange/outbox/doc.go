@@ -11,6 +11,7 @@
 //
 //	LOCK                 flock'ed by the writer; its pid in decimal
 //	LOCK.cursors         flock'ed while cursors or segments come and go
+//	LOCK.subscriber      flock'ed by who carries the records; its pid in decimal
 //	control              one page: identity, incarnation, published counter
 //	segment-<number>     records; number counts from 0, 20 decimal digits
 //	cursor-<name>        one page per reader: everything up to here is done
@@ -68,6 +69,8 @@ import "errors"
 var (
 	// ErrLocked means that another writer has the outbox open.
 	ErrLocked = errors.New("another process writes here")
+	// ErrSubscribed means that another process carries the outbox's records.
+	ErrSubscribed = errors.New("another process carries the records")
 	// ErrWrongCluster means that the outbox belongs to another exchange.
 	ErrWrongCluster = errors.New("belongs to another cluster")
 	// ErrDamaged means that a file is not what an outbox wrote.

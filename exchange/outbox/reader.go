@@ -41,6 +41,10 @@ func OpenReader(dir, cursor string) (*Reader, error) {
 		return nil, err
 	}
 	defer lock.Close()
+	// A writer that recovers holds the lock, and may have changed the base.
+	if c.header, err = readHeader(c.data); err != nil {
+		return nil, fmt.Errorf("outbox: %s: %w", c.path, err)
+	}
 	if err := ensureCursor(dir, cursor, &c.header); err != nil {
 		return nil, err
 	}

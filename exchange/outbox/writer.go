@@ -2,17 +2,17 @@ package outbox
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/countinghouse/countinghouse/record"
 )
 
-const lockName = "LOCK"
+const (
+	lockName           = "LOCK"
+	subscriberLockName = "LOCK.subscriber"
+)
 
 // Writer publishes records. Reserve, ReserveUrgent, Next and Commit belong to
 // one goroutine and neither allocate nor enter the kernel; the other methods
@@ -109,30 +109,10 @@ func (w *Writer) open() error {
 	return nil
 }
 
-// lockWriter takes the writer's lock. It tries for a moment, because a process
-// that was just killed may not have released it yet.
+// lockWriter takes the writer's lock.
 func lockWriter(dir string) (*os.File, error) {
-	path := filepath.Join(dir, lockName)
-	f, err := openFile(path, os.O_RDWR|os.O_CREATE)
+	f, err := lockSigned(filepath.Join(dir, lockName), ErrLocked)
 	if err != nil {
-		return nil, fmt.Errorf("outbox: %w", err)
-	}
-	var ok bool
-	for try := 0; try < 10 && !ok && err == nil; try++ {
-		if try > 0 {
-			time.Sleep(10 * time.Millisecond)
-		}
-		ok, err = tryLock(f)
-	}
-	if err == nil && !ok {
-		pid, _ := io.ReadAll(io.LimitReader(f, 32))
-		err = fmt.Errorf("%w: process %s", ErrLocked, strings.TrimSpace(string(pid)))
-	}
-	if err == nil {
-		err = signLock(f)
-	}
-	if err != nil {
-		f.Close()
 		return nil, fmt.Errorf("outbox %s: %w", dir, err)
 	}
 	return f, nil
