@@ -286,14 +286,16 @@ var flagOf = regexp.MustCompile(`^--([a-z-]+)`)
 func TestArgumentsAreFlags(t *testing.T) {
 	sources := map[string]string{}
 	for _, program := range []string{"operator", "exchange", "countinghouse"} {
-		err := filepath.WalkDir("../cmd/"+program, func(path string, _ fs.DirEntry, err error) error {
-			if err == nil && strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
-				sources[program] += string(read(t, path))
+		for _, dir := range []string{"../cmd/" + program, "../exchange/launch"} {
+			err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+				if err == nil && strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
+					sources[program] += string(read(t, path))
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
 			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
 		}
 	}
 	manifests := render(t, everything)
@@ -305,16 +307,17 @@ func TestArgumentsAreFlags(t *testing.T) {
 		if spec == nil {
 			continue
 		}
-		c := spec.Containers[0]
-		program := strings.TrimPrefix(c.Command[0], "/")
-		for _, arg := range append(slices.Clone(c.Command[1:]), c.Args...) {
-			m := flagOf.FindStringSubmatch(arg)
-			if m == nil || m[1] == "tls-dir" { // bound by a package that all programs share
-				continue
-			}
-			checked++
-			if !strings.Contains(sources[program], `"`+m[1]+`"`) {
-				t.Errorf("%s %s: %s knows no --%s", o.kind, o.name, program, m[1])
+		for _, c := range append(spec.InitContainers, spec.Containers[0]) {
+			program := strings.TrimPrefix(c.Command[0], "/")
+			for _, arg := range append(slices.Clone(c.Command[1:]), c.Args...) {
+				m := flagOf.FindStringSubmatch(arg)
+				if m == nil || m[1] == "tls-dir" { // bound by a package that all programs share
+					continue
+				}
+				checked++
+				if !strings.Contains(sources[program], `"`+m[1]+`"`) {
+					t.Errorf("%s %s: %s knows no --%s", o.kind, o.name, program, m[1])
+				}
 			}
 		}
 	}

@@ -49,6 +49,10 @@ type Config struct {
 	// less; negative for none.
 	HeadroomRecords int
 
+	// ExternalSubscriber leaves the delivery of the outbox's records to another
+	// process, see subscriber.Process. This one then writes to the shards at its
+	// start only: it opens their streams and gives the other one its grant.
+	ExternalSubscriber bool
 	// Delivery tunes the subscriber.
 	Delivery Delivery
 	// Client tunes the connections to the storage nodes.

@@ -44,6 +44,19 @@
 // is behind the stores although the machine did not go down is refused: another
 // exchange has written.
 //
+// # A subscriber in another process
+//
+// With Config.ExternalSubscriber this process has no lane. It reads the stores at
+// its start, for the comparison and the replay, and writes to them then: it opens
+// the streams, and it delivers what a restart of the machine left of the outbox
+// behind what is stored. After step 3 it gives the other process its grant, see
+// package subscriber, and leaves step 4 out: the replay takes what is not delivered
+// from the outbox. An exchange that started without the stores fences and compares
+// in the background until it has done so once, and gives the grant then.
+//
+// It trades whether the other process runs or not, until Config.Policy applies. That
+// it was fenced, or that a store diverges, it hears from the other process only.
+//
 // # What a lost outbox costs
 //
 // Each shard gets its records at its own pace. When an outbox is lost, or its end

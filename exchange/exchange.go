@@ -42,7 +42,8 @@ type Exchange struct {
 	config     Config
 	client     *client.Client
 	outbox     *outbox.Writer
-	subscriber *subscriber.Subscriber
+	hold       *outbox.Hold // nil when another process carries the records
+	subscriber deliverer
 	router     *core.Router
 	gateway    atomic.Pointer[gateway.Gateway]
 	recovery   Recovery
@@ -60,6 +61,18 @@ type Exchange struct {
 	closing sync.Once
 	closed  Closed
 	closeEr error
+}
+
+// deliverer is what the exchange knows of the way of its records to the shards: a
+// subscriber of its own, or a follower of another process's.
+type deliverer interface {
+	Durable() uint64
+	OnDurable(global uint64, done func(error))
+	WaitDurable(ctx context.Context, global uint64) error
+	WaitDrained(ctx context.Context) error
+	Stats() subscriber.Stats
+	Lanes() []subscriber.Stats
+	Collector() prometheus.Collector
 }
 
 // Open starts an exchange: it recovers, see the package's documentation, and
@@ -111,8 +124,11 @@ func (x *Exchange) release() error {
 	x.end()
 	x.background.Wait()
 	var err error
+	if x.hold != nil {
+		err = x.hold.Close()
+	}
 	if x.outbox != nil {
-		err = x.outbox.Close()
+		err = errors.Join(err, x.outbox.Close())
 	}
 	return errors.Join(err, x.client.Close())
 }

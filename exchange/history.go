@@ -29,6 +29,10 @@ type history struct {
 	cursor string
 	reader *outbox.Reader
 	owner  map[record.Symbol]string // shard by stream
+	// began is what was delivered when the history was opened, by shard. A
+	// comparison goes by that: what another process delivers meanwhile may be more
+	// than the stores held when they were asked.
+	began map[string]uint64
 }
 
 // openHistory opens the outbox's records, which stay until close. No other
@@ -46,6 +50,9 @@ func openHistory(dir, cursor string, m *client.Map) (*history, error) {
 		for _, name := range m.Shards[i].Instruments {
 			h.owner[record.MustSymbol(name)] = m.Shards[i].Name
 		}
+	}
+	if h.began, err = h.delivered(m); err != nil {
+		return nil, errors.Join(err, h.close())
 	}
 	return h, nil
 }
@@ -155,11 +162,7 @@ func (h *history) compare(ctx context.Context, c *client.Client, stored ends) er
 	if err := h.compareLast(ctx, c, stored); err != nil {
 		return err
 	}
-	cursors, err := h.delivered(c.Map())
-	if err != nil {
-		return err
-	}
-	waiting, err := h.waiting(stored, cursors)
+	waiting, err := h.waiting(stored, h.began)
 	if err != nil || waiting == (span{}) {
 		return err
 	}
@@ -167,7 +170,7 @@ func (h *history) compare(ctx context.Context, c *client.Client, stored ends) er
 	if err != nil {
 		return err
 	}
-	own, err := h.undelivered(cursors)
+	own, err := h.undelivered(h.began)
 	if err != nil {
 		return err
 	}

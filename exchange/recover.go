@@ -63,10 +63,7 @@ func (r *recovery) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := r.startSubscriber(); err != nil {
-		return err
-	}
-	if err := r.drain(ctx); err != nil {
+	if err := r.startDelivery(ctx); err != nil {
 		return err
 	}
 	b, err := r.replay(ctx)
@@ -88,6 +85,9 @@ func (r *recovery) openOutbox(startGlobal uint64) error {
 		return err
 	}
 	r.outbox = w
+	if err := r.holdDelivery(); err != nil {
+		return err
+	}
 	if startGlobal == 0 {
 		r.recovery.Outbox = w.Recovery()
 	}
@@ -95,6 +95,19 @@ func (r *recovery) openOutbox(startGlobal uint64) error {
 		return err
 	}
 	r.history, err = openHistory(c.OutboxDir, recoveryCursor, c.Shards)
+	return err
+}
+
+// holdDelivery keeps other processes from carrying the outbox's records, unless one
+// is meant to.
+func (r *recovery) holdDelivery() (err error) {
+	if r.config.ExternalSubscriber || r.hold != nil {
+		return nil
+	}
+	r.hold, err = outbox.HoldSubscriber(r.config.OutboxDir)
+	if errors.Is(err, outbox.ErrSubscribed) {
+		return fmt.Errorf("%w: end it, or leave the delivery to it with ExternalSubscriber (--subscriber=external)", err)
+	}
 	return err
 }
 
@@ -234,13 +247,24 @@ func (r *recovery) deliver() subscriber.Config {
 	}
 }
 
-// startSubscriber starts to deliver, with an incarnation above all before it.
-func (r *recovery) startSubscriber() error {
+// startDelivery starts to deliver, or lets another process do so, with an
+// incarnation above all before it.
+func (r *recovery) startDelivery(ctx context.Context) error {
 	last := r.lastIncarnation()
 	r.known.Incarnation = max(last, r.incarnation)
 	if err := r.known.store(); err != nil {
 		return err
 	}
+	if r.config.ExternalSubscriber {
+		return r.startExternal(last)
+	}
+	if err := r.startSubscriber(last); err != nil {
+		return err
+	}
+	return r.drain(ctx)
+}
+
+func (r *recovery) startSubscriber(last uint64) error {
 	config := r.deliver()
 	if r.incarnation == 0 {
 		x := r.Exchange // which goes on; the recovery ends

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/countinghouse/countinghouse/cmd/countinghouse/carrier"
 	"github.com/countinghouse/countinghouse/cmd/countinghouse/output"
 	"github.com/countinghouse/countinghouse/storagenode/node"
 	"github.com/countinghouse/countinghouse/version"
@@ -88,7 +89,7 @@ func newRoot() *cobra.Command {
 	}
 	root.PersistentFlags().VarP(&s.format, "output", "o", `"table" for people, "json" for machines`)
 	root.AddCommand(newTorture(s))
-	root.AddCommand(newScan(s), newGet(s), newTail(s), newStats(s), newVerify(s), newRecover(s), newCluster(s), newDemo(s), newReplay(s), newProbe(s), newNode())
+	root.AddCommand(newScan(s), newGet(s), newTail(s), newStats(s), newVerify(s), newRecover(s), newCluster(s), newDemo(s), newReplay(s), newProbe(s), carrier.Command(), newNode())
 	return root
 }
 

@@ -17,8 +17,8 @@ import (
 	"github.com/countinghouse/countinghouse/exchange"
 	"github.com/countinghouse/countinghouse/exchange/core"
 	"github.com/countinghouse/countinghouse/exchange/gateway"
+	"github.com/countinghouse/countinghouse/exchange/launch"
 	"github.com/countinghouse/countinghouse/exchange/order"
-	"github.com/countinghouse/countinghouse/identity"
 	"github.com/countinghouse/countinghouse/storagenode/client"
 	"github.com/countinghouse/countinghouse/version"
 )
@@ -31,22 +31,27 @@ const (
 )
 
 // errUsage marks errors of the command line.
-var errUsage = errors.New("usage")
+var errUsage = launch.ErrUsage
+
+// The values of --subscriber.
+const (
+	subscriberInternal = "internal"
+	subscriberExternal = "external"
+)
 
 // flags are the command line.
 type flags struct {
 	cluster, shards, instruments, outbox string
 	shardsFrom, namespace, kubeconfig    string
 	listen, metricsListen, tlsDir        string
-	quota, policy, preset                string
+	quota, policy, subscriber            string
 	segmentRecords, headroomRecords      int
 	liveOrdersMax                        int
-	batchSize, window                    int
-	linger                               time.Duration
 	init, acceptLoss                     bool
 	storageWait, drainWait, closeWait    time.Duration
 	stateEvery, stopGrace                time.Duration
-	logLevel, logFormat                  string
+	delivery                             launch.Delivery
+	log                                  launch.Log
 }
 
 // execute runs the command and returns the process's exit code.
@@ -113,10 +118,8 @@ func (f *flags) bind(cmd *cobra.Command) {
 	fs.IntVar(&f.segmentRecords, "segment-records", 0, "records in one file of the outbox, a multiple of 32, fixed at its creation (default 65536)")
 	fs.IntVar(&f.liveOrdersMax, "live-orders-max", core.DefaultLiveOrdersMax, "orders that may rest in one book")
 	fs.IntVar(&f.headroomRecords, "headroom-records", 0, "part of the quota that orders leave to cancels, money and control (default 4096)")
-	fs.StringVar(&f.preset, "preset", "default", "delivery settings: default (100 records, 10ms) or production (1000 records, 5ms)")
-	fs.IntVar(&f.batchSize, "batch-size", 0, "records in a batch (default: the preset's)")
-	fs.DurationVar(&f.linger, "linger", 0, "how long a batch waits to be filled (default: the preset's)")
-	fs.IntVar(&f.window, "window", 0, "batches on their way to a shard (default: the preset's)")
+	fs.StringVar(&f.subscriber, "subscriber", subscriberInternal, "who carries the records to the shards: internal, this process; or external, a 'countinghouse subscriber' that shares the outbox")
+	f.delivery.Bind(cmd)
 	fs.BoolVar(&f.acceptLoss, "accept-loss", false, "give up stored records that can not be rebuilt from, because others before them were lost with an outbox")
 	fs.BoolVar(&f.init, "init", false, "declare the first start of a cluster that nothing is stored of; it may then start without storage")
 	fs.DurationVar(&f.storageWait, "storage-wait", 30*time.Second, "how long to wait for shards without which no start is possible")
@@ -124,12 +127,11 @@ func (f *flags) bind(cmd *cobra.Command) {
 	fs.DurationVar(&f.closeWait, "close-wait", 5*time.Second, "how long the end waits for the delivery of what the outbox holds")
 	fs.DurationVar(&f.stateEvery, "state-every", time.Minute, "how often the state is noted beside the outbox; negative for at the end only")
 	fs.DurationVar(&f.stopGrace, "stop-grace", time.Second, "how long the end waits for calls to finish")
-	fs.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
-	fs.StringVar(&f.logFormat, "log-format", "text", "text or json")
+	f.log.Bind(cmd)
 }
 
 // config reads the files and checks the flags.
-func (f *flags) config(cmd *cobra.Command, log *slog.Logger) (exchange.Config, error) {
+func (f *flags) config(log *slog.Logger) (exchange.Config, error) {
 	c := exchange.Config{
 		OutboxDir: f.outbox, SegmentRecords: f.segmentRecords, HeadroomRecords: f.headroomRecords, LiveOrdersMax: f.liveOrdersMax, Init: f.init, AcceptLoss: f.acceptLoss,
 		StorageWait: f.storageWait, DrainWait: f.drainWait, CloseWait: f.closeWait, StateEvery: f.stateEvery,
@@ -147,36 +149,23 @@ func (f *flags) config(cmd *cobra.Command, log *slog.Logger) (exchange.Config, e
 		{"quota", func() error { c.QuotaBytes, err = parseBytes(f.quota); return err }},
 		{"policy", func() error { c.Policy, err = gateway.ParsePolicy(f.policy); return err }},
 		{"stop-grace", func() error { return notNegative(f.stopGrace) }},
-		{"preset", func() error { c.Delivery, err = exchange.DeliveryPreset(f.preset); return err }},
+		{"subscriber", func() error { c.ExternalSubscriber, err = f.external(); return err }},
 	} {
 		if err := step.set(); err != nil {
 			return c, fmt.Errorf("%w: --%s: %w", errUsage, step.flag, err)
 		}
 	}
-	return c, f.delivery(cmd, &c.Delivery)
+	c.Delivery, err = f.delivery.Settings()
+	return c, err
 }
 
-// delivery puts the flags that were given in the place of the preset's settings.
-func (f *flags) delivery(cmd *cobra.Command, d *exchange.Delivery) error {
-	given := cmd.Flags().Changed
-	for flag, v := range map[string]int{"batch-size": f.batchSize, "window": f.window} {
-		if given(flag) && v < 1 {
-			return fmt.Errorf("%w: --%s: %d: use at least 1", errUsage, flag, v)
-		}
+// external reports whether another process carries the records.
+func (f *flags) external() (bool, error) {
+	switch f.subscriber {
+	case subscriberInternal, subscriberExternal:
+		return f.subscriber == subscriberExternal, nil
 	}
-	if given("linger") && f.linger <= 0 {
-		return fmt.Errorf("%w: --linger: %v: use more than 0, such as 1us", errUsage, f.linger)
-	}
-	if given("batch-size") {
-		d.BatchRecords = f.batchSize
-	}
-	if given("linger") {
-		d.Linger = f.linger
-	}
-	if given("window") {
-		d.WindowBatches = f.window
-	}
-	return nil
+	return false, fmt.Errorf("%q: use %s or %s", f.subscriber, subscriberInternal, subscriberExternal)
 }
 
 func required(value string) error {
@@ -220,21 +209,6 @@ func (f *flags) clusterOf(m *client.Map) string {
 	return m.Cluster
 }
 
-// certificates opens the source of the exchange's certificates, nil where it has
-// none.
-func (f *flags) certificates(cluster string, log *slog.Logger) (*identity.Source, error) {
-	if f.tlsDir == "" {
-		return nil, nil
-	}
-	s, err := identity.Open(f.tlsDir, identity.Options{
-		Accept: identity.Expect(identity.Identity{Cluster: cluster, Role: identity.Exchange}), Logger: log,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("%w: --tls-dir: %w", errUsage, err)
-	}
-	return s, nil
-}
-
 func (f *flags) instrumentSet() (order.Set, error) {
 	if f.instruments == "" {
 		return order.DefaultSet()
@@ -255,20 +229,4 @@ func parseBytes(s string) (int64, error) {
 		return 0, fmt.Errorf("%q is not a size: use a number of bytes above zero, or one with KiB, MiB, GiB or TiB", s)
 	}
 	return n << shift, nil
-}
-
-func (f *flags) logger(w io.Writer) (*slog.Logger, error) {
-	var o slog.HandlerOptions
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
-		return nil, fmt.Errorf("%w: --log-level: %q: use debug, info, warn or error", errUsage, f.logLevel)
-	}
-	o.Level = level
-	switch f.logFormat {
-	case "text":
-		return slog.New(slog.NewTextHandler(w, &o)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(w, &o)), nil
-	}
-	return nil, fmt.Errorf("%w: --log-format: %q: use text or json", errUsage, f.logFormat)
 }

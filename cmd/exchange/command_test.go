@@ -62,6 +62,7 @@ func TestBadCommandLines(t *testing.T) {
 		"segment records":     {[]string{"--segment-records", "31"}, exitUsage, []string{"SegmentRecords", "32"}},
 		"stop grace":          {[]string{"--stop-grace=-1s"}, exitUsage, []string{"--stop-grace", "negative"}},
 		"policy":              {[]string{"--policy", "pray"}, exitUsage, []string{"--policy", "reject", "drop"}},
+		"subscriber":          {[]string{"--subscriber", "none"}, exitUsage, []string{"--subscriber", "internal", "external"}},
 		"preset":              {[]string{"--preset", "fast"}, exitUsage, []string{"--preset", "production"}},
 		"batch size":          {[]string{"--batch-size", "0"}, exitUsage, []string{"--batch-size"}},
 		"batch size too big":  {[]string{"--batch-size", "100000"}, exitUsage, []string{"BatchRecords", "8192"}},
@@ -167,7 +168,7 @@ func TestProgram(t *testing.T) {
 // While it recovers, here from shards that do not answer, the program says so on
 // the port on which it will take orders, and shows its metrics.
 func TestHealthDuringRecovery(t *testing.T) {
-	p, _ := launch(t, "--shards", noStorage(t, "test"), "--outbox", filepath.Join(t.TempDir(), "outbox"), "--storage-wait", "1m",
+	p, _ := begin(t, "--shards", noStorage(t, "test"), "--outbox", filepath.Join(t.TempDir(), "outbox"), "--storage-wait", "1m",
 		"--metrics-listen", "127.0.0.1:0")
 	address := regexp.MustCompile(`recovering.*address=(127\.0\.0\.1:\d+)`)
 	for deadline := time.Now().Add(20 * time.Second); p.address == ""; time.Sleep(10 * time.Millisecond) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -16,6 +17,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/countinghouse/countinghouse/cmd/countinghouse/carrier"
+	"github.com/countinghouse/countinghouse/cmd/countinghouse/output"
 	"github.com/countinghouse/countinghouse/localcluster"
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/node"
@@ -27,11 +30,23 @@ func TestMain(m *testing.M) {
 		switch os.Args[1] {
 		case "storagenode":
 			os.Exit(node.Execute(context.Background(), os.Args[2:]))
+		case "subscriber":
+			os.Exit(carry(os.Args[2:]))
 		case "exchange":
 			os.Exit(execute(context.Background(), os.Args[2:], os.Stdout, os.Stderr))
 		}
 	}
 	os.Exit(m.Run())
+}
+
+// carry runs the command by which another process carries the records.
+func carry(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	cmd := carrier.Command()
+	cmd.SetArgs(args)
+	cmd.SilenceUsage = true
+	return output.ExitCode(cmd.ExecuteContext(ctx))
 }
 
 func self(t *testing.T) string {
@@ -108,7 +123,7 @@ func (l *lockedBuffer) String() string {
 // start runs the program until it takes orders or has ended.
 func start(t *testing.T, args ...string) *program {
 	t.Helper()
-	p, line := launch(t, args...)
+	p, line := begin(t, args...)
 	select {
 	case p.ready = <-line:
 	case <-time.After(30 * time.Second):
@@ -120,10 +135,16 @@ func start(t *testing.T, args ...string) *program {
 	return p
 }
 
-// launch starts the program; line receives what it prints first.
-func launch(t *testing.T, args ...string) (p *program, line <-chan string) {
+// begin starts the program; line receives what it prints first.
+func begin(t *testing.T, args ...string) (p *program, line <-chan string) {
 	t.Helper()
-	p = &program{cmd: exec.Command(self(t), append([]string{"exchange"}, args...)...), log: &lockedBuffer{}, exited: make(chan struct{})}
+	return spawn(t, "exchange", args...)
+}
+
+// spawn starts one of the test binary's programs; line receives what it prints first.
+func spawn(t *testing.T, name string, args ...string) (p *program, line <-chan string) {
+	t.Helper()
+	p = &program{cmd: exec.Command(self(t), append([]string{name}, args...)...), log: &lockedBuffer{}, exited: make(chan struct{})}
 	p.cmd.Stderr = p.log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := p.cmd.StdoutPipe()

@@ -137,7 +137,7 @@ func TestKilledTwentyTimes(t *testing.T) {
 	var all []ack
 	for round := range kills + 1 {
 		if rng.IntN(3) == 0 { // the recovery is not spared either
-			p, _ := launch(t, args...)
+			p, _ := begin(t, args...)
 			time.Sleep(time.Duration(rng.Int64N(int64(200 * time.Millisecond))))
 			p.kill()
 		}

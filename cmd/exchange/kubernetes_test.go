@@ -112,7 +112,7 @@ func TestShardsFromKubernetes(t *testing.T) {
 		"--shards-from", "kubernetes", "--kubeconfig", k.config(t), "--cluster", "test", "--outbox", outbox, "--init",
 		"--drain-wait", "200ms", "--close-wait", "20ms", "--segment-records", "4096", "--metrics-listen", "127.0.0.1:0",
 	}
-	p, ready := launch(t, args...)
+	p, ready := begin(t, args...)
 	p.awaitLog(t, "no InstrumentShard names it")
 	k.apply("s1", "IF2501", "IC2501", "IH2501")
 	p.awaitLog(t, "__ACCOUNT__: no InstrumentShard names it")

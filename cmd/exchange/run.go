@@ -6,21 +6,17 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"github.com/countinghouse/countinghouse/exchange"
+	"github.com/countinghouse/countinghouse/exchange/launch"
 	"github.com/countinghouse/countinghouse/exchange/server"
 )
 
-const (
-	progressLogEvery     = time.Second
-	metricsHeaderTimeout = 5 * time.Second
-)
+const progressLogEvery = time.Second
 
 // logProgress returns a Progress that logs about once a second.
 func logProgress(log *slog.Logger) func(exchange.Progress) {
@@ -36,11 +32,11 @@ func logProgress(log *slog.Logger) func(exchange.Progress) {
 
 // run runs an exchange until ctx ends or it can not go on.
 func (f *flags) run(ctx context.Context, cmd *cobra.Command) (err error) {
-	log, err := f.logger(cmd.ErrOrStderr())
+	log, err := f.log.Logger(cmd.ErrOrStderr())
 	if err != nil {
 		return err
 	}
-	config, err := f.config(cmd, log)
+	config, err := f.config(log)
 	if err != nil {
 		return err
 	}
@@ -51,18 +47,18 @@ func (f *flags) run(ctx context.Context, cmd *cobra.Command) (err error) {
 		}
 	}
 	// With a source the shard map comes later, and is of the cluster that is named.
-	if config.Client.TLS, err = f.certificates(f.clusterOf(config.Shards), log); err != nil {
+	if config.Client.TLS, err = launch.Certificates(f.tlsDir, f.clusterOf(config.Shards), log); err != nil {
 		return err
 	}
 	// The ports first: a second exchange on them fails without a trace.
-	l, err := listen("listen", f.listen)
+	l, err := launch.Listen("listen", f.listen)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
 	var metrics net.Listener
 	if f.metricsListen != "" {
-		if metrics, err = listen("metrics-listen", f.metricsListen); err != nil {
+		if metrics, err = launch.Listen("metrics-listen", f.metricsListen); err != nil {
 			return err
 		}
 		defer metrics.Close()
@@ -90,7 +86,7 @@ func (f *flags) serve(ctx context.Context, cmd *cobra.Command, config exchange.C
 		go config.Client.TLS.Run(following)
 	}
 	if metrics != nil {
-		h := serveMetrics(s, metrics, config.Log)
+		h := launch.Probes{Metrics: s.Metrics(), Alive: s.Alive(), Ready: s.Ready()}.Serve(metrics, config.Log)
 		defer h.Close()
 	}
 	served := make(chan error, 1)
@@ -139,30 +135,4 @@ func open(ctx context.Context, config exchange.Config, source *shardSource, s *s
 		return nil, errors.Join(err, closeErr)
 	}
 	return x, nil
-}
-
-func serveMetrics(s *server.Server, l net.Listener, log *slog.Logger) *http.Server {
-	mux := http.NewServeMux()
-	mux.Handle("/metrics", s.Metrics())
-	mux.Handle("/healthz", s.Alive())
-	mux.Handle("/readyz", s.Ready())
-	h := &http.Server{Handler: mux, ReadHeaderTimeout: metricsHeaderTimeout}
-	go func() {
-		if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("metrics are not served any more", "error", err)
-		}
-	}()
-	log.Info("metrics", "url", "http://"+l.Addr().String()+"/metrics")
-	return h
-}
-
-func listen(flag, address string) (net.Listener, error) {
-	l, err := net.Listen("tcp", address)
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("--%s %s: the port is in use: stop the other process or choose another port (%w)", flag, address, err)
-	case err != nil:
-		return nil, fmt.Errorf("%w: --%s %s: %w", errUsage, flag, address, err)
-	}
-	return l, nil
 }

@@ -107,4 +107,16 @@ func TestTradingWithCertificates(t *testing.T) {
 	if code := p.terminate(t); code != exitOK {
 		t.Errorf("exit code %d: %s", code, p.log)
 	}
+
+	// The same with another process that carries the records: it has the exchange's role.
+	refused, _ := spawn(t, "subscriber", "--shards", shards, "--outbox", outbox, "--tls-dir", dirOf(role(identity.Reader)))
+	if <-refused.exited; refused.cmd.ProcessState.ExitCode() != exitUsage || !strings.Contains(refused.log.String(), "--tls-dir") {
+		t.Errorf("with a reader's certificate the subscriber ended with %v: %s", refused.cmd.ProcessState, refused.log)
+	}
+	spawn(t, "subscriber", "--shards", shards, "--outbox", outbox, "--tls-dir", dirOf(role(identity.Exchange)))
+	p = mustStart(t, "--subscriber", "external", "--shards", shards, "--outbox", outbox, "--tls-dir", dirOf(role(identity.Exchange)))
+	order.ClientOrderId = 2
+	if r, err := pb.NewOrderEntryClient(of(identity.Trader)).Submit(t.Context(), order); err != nil || !r.Durable {
+		t.Errorf("a durable order: %v, %v", r, err)
+	}
 }

@@ -5,8 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -46,6 +47,9 @@ type lane struct {
 	others map[record.Symbol]bool
 
 	session uint32
+	last    uint32 // the highest session that this lane may use
+	terms   bool   // it takes a term before it delivers anything
+	begun   bool   // it has taken it, and last is the term's end
 	batcher batcher
 	link    *link         // nil until the first batch of a session
 	seen    uint64        // highest global ever read
@@ -101,7 +105,7 @@ func (l *lane) stop(s State, err error) error {
 }
 
 func fatal(err error) bool {
-	for _, target := range []error{ErrFenced, ErrDiverged, ErrMissing, ErrOutbox, ErrSessions} {
+	for _, target := range []error{ErrFenced, ErrSuperseded, ErrDiverged, ErrMissing, ErrOutbox, ErrSessions} {
 		if errors.Is(err, target) {
 			return true
 		}
@@ -133,6 +137,11 @@ func (l *lane) beginSession() {
 	l.noteOldest()
 }
 
+// sorted returns the shard's streams, always in the same order.
+func (l *lane) sorted() []*stream {
+	return slices.SortedFunc(maps.Values(l.streams), func(a, b *stream) int { return bytes.Compare(a.sym[:], b.sym[:]) })
+}
+
 func (l *lane) endSession() {
 	if l.link != nil {
 		l.link.close()
@@ -141,6 +150,14 @@ func (l *lane) endSession() {
 
 // runSession carries records until the first error.
 func (l *lane) runSession(ctx context.Context) error {
+	if l.begun && l.session > l.last {
+		return ErrSessions
+	}
+	if l.terms && !l.begun {
+		if err := l.begin(ctx); err != nil {
+			return err
+		}
+	}
 	pause := pollMin
 	for {
 		if err := ctx.Err(); err != nil {
@@ -306,12 +323,14 @@ func (l *lane) fenced(s *stream, err error) error {
 	}
 	other, last := IncarnationOf(r.Epoch), uint32(r.Epoch)
 	switch {
+	case l.superseded(r.Epoch):
+		return fmt.Errorf("%w: shard %s: stream %s was opened by another process that carries the same outbox", ErrSuperseded, l.shard, s.sym)
 	case other > l.incarnation:
 		return fmt.Errorf("%w: shard %s: stream %s was opened by an exchange that started after this one (incarnation %d, this one's is %d); "+
 			"one at a time may run", ErrFenced, l.shard, s.sym, other, l.incarnation)
 	case other < l.incarnation || last < l.session:
 		return err
-	case last == math.MaxUint32:
+	case last == l.last:
 		return ErrSessions
 	}
 	l.session = last // the next session is above it

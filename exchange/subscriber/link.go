@@ -239,6 +239,9 @@ func (l *lane) refused(ack client.Ack, head sent) error {
 }
 
 func (l *lane) refusal(r *refusal.Error) error {
+	if errors.Is(r, refusal.ErrFenced) && l.superseded(r.Epoch) {
+		return fmt.Errorf("%w: shard %s: %w", ErrSuperseded, l.shard, r)
+	}
 	if errors.Is(r, refusal.ErrFenced) && IncarnationOf(r.Epoch) > l.incarnation {
 		return fmt.Errorf("%w: it has incarnation %d, this process has %d: %w", ErrFenced, IncarnationOf(r.Epoch), l.incarnation, r)
 	}

@@ -88,6 +88,11 @@ type Config struct {
 	// succeeds: it opens every stream of every shard. A lane could otherwise write
 	// to one shard what another exchange's records in the next shard contradict.
 	Claim func(ctx context.Context) (Claimed, error)
+	// Terms says that several processes may carry the records of one incarnation,
+	// one after another. Each lane then takes a term of its own: it opens all
+	// streams of its shard before it delivers anything, above all that processes
+	// before it used, which fences them there.
+	Terms bool
 	// Shards says which shard owns which instrument.
 	Shards *client.Map
 	// Storage reaches the shards; see FromClient.
@@ -113,6 +118,8 @@ type Claimed struct {
 
 func (c *Config) complete() error {
 	switch {
+	case c.Terms && c.Claim != nil:
+		return fmt.Errorf("subscriber: Terms goes without Claim")
 	case c.Shards == nil || c.Storage == nil:
 		return fmt.Errorf("subscriber: Shards and Storage must be set")
 	case c.Claim == nil && c.Incarnation == 0 || c.Incarnation > math.MaxUint32:
@@ -138,6 +145,14 @@ func CursorNames(m *client.Map) []string {
 
 // Epoch returns the epoch of a session of an incarnation.
 func Epoch(incarnation uint64, session uint32) uint64 { return incarnation<<32 | uint64(session) }
+
+// termBits is how many bits of a session's number count within a term.
+const termBits = 16
+
+// firstSession and lastSession bound the sessions of a term.
+func firstSession(term uint32) uint32 { return term << termBits }
+func lastSession(term uint32) uint32  { return term<<termBits | (1<<termBits - 1) }
+func termOf(session uint32) uint32    { return session >> termBits }
 
 // IncarnationOf returns the incarnation that an epoch belongs to.
 func IncarnationOf(epoch uint64) uint64 { return epoch >> 32 }

@@ -22,16 +22,17 @@ const (
 	StateDiverged
 	StateMissing
 	StateFailed
+	StateExternal // another process has the lane and knows its state
 )
 
-var stateNames = [...]string{"starting", "running", "retrying", "stopped", "fenced", "diverged", "missing", "failed"}
+var stateNames = [...]string{"starting", "running", "retrying", "stopped", "fenced", "diverged", "missing", "failed", "external"}
 
 // String returns the state's name in lower case.
 func (s State) String() string { return stateNames[s] }
 
 func stateOf(err error) State {
 	switch {
-	case errors.Is(err, ErrFenced):
+	case errors.Is(err, ErrFenced), errors.Is(err, ErrSuperseded):
 		return StateFenced
 	case errors.Is(err, ErrDiverged):
 		return StateDiverged

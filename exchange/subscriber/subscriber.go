@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 
 	"github.com/countinghouse/countinghouse/exchange/outbox"
@@ -50,6 +51,7 @@ func (s *Subscriber) addLane(i int) error {
 		shard: shard.Name, incarnation: s.config.Incarnation, options: o, storage: s.config.Storage,
 		ahead: s.config.Ahead, moved: s.moved, hold: s.hold, reader: reader, streams: map[record.Symbol]*stream{},
 		batcher: batcher{size: o.BatchRecords, linger: o.Linger},
+		terms:   s.config.Terms, last: math.MaxUint32,
 	}
 	for _, name := range shard.Instruments {
 		sym := record.MustSymbol(name)

@@ -102,12 +102,25 @@ func (m *watermark) cancel(w *waiter) {
 	}
 }
 
+// waited reports whether anybody waits.
+func (m *watermark) waited() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.waiting) > 0
+}
+
 func (m *watermark) wait(ctx context.Context, at uint64) error {
+	return m.waitAnd(ctx, at, func() {})
+}
+
+// waitAnd is wait that calls waiting once it does.
+func (m *watermark) waitAnd(ctx context.Context, at uint64, waiting func()) error {
 	if at <= m.load() {
 		return nil
 	}
 	done := make(chan error, 1)
 	w := m.notify(at, func(err error) { done <- err })
+	waiting()
 	select {
 	case err := <-done:
 		return err

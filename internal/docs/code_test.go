@@ -183,10 +183,11 @@ func (c *code) flags(path string) map[string]constant.Value {
 	return found
 }
 
-// serverFlags returns the flags of both servers.
+// serverFlags returns the flags of both servers, and of the subscriber where that
+// is a process of its own.
 func (c *code) serverFlags() map[string][]constant.Value {
 	all := map[string][]constant.Value{}
-	for _, path := range []string{module + "/storagenode/node", module + "/cmd/exchange"} {
+	for _, path := range []string{module + "/storagenode/node", module + "/cmd/exchange", module + "/exchange/launch", module + "/cmd/countinghouse/carrier"} {
 		for name, value := range c.flags(path) {
 			all[name] = append(all[name], value)
 		}

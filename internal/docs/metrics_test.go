@@ -21,6 +21,7 @@ import (
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
 	"github.com/countinghouse/countinghouse/exchange/order"
 	"github.com/countinghouse/countinghouse/exchange/server"
+	"github.com/countinghouse/countinghouse/exchange/subscriber"
 	"github.com/countinghouse/countinghouse/identity"
 	"github.com/countinghouse/countinghouse/identity/identitytest"
 	"github.com/countinghouse/countinghouse/record"
@@ -65,6 +66,7 @@ func realMetrics(t *testing.T) map[string]bool {
 	nodeMetrics(t, all)
 	exchangeMetrics(t, all)
 	shardsMetrics(t, all)
+	carrierMetrics(t, all)
 	if len(all) < 80 {
 		t.Fatalf("the servers have %d metrics only", len(all))
 	}
@@ -183,6 +185,22 @@ func exchangeMetrics(t *testing.T, into map[string]bool) {
 	for _, m := range typeLine.FindAllStringSubmatch(string(text), -1) {
 		into[m[1]] = true
 	}
+}
+
+// carrierMetrics describes those of a subscriber in a process of its own.
+func carrierMetrics(t *testing.T, into map[string]bool) {
+	t.Helper()
+	m := exchangeConfig(t, "").Shards
+	c, err := client.New(m, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	p, err := subscriber.NewProcess(subscriber.ProcessConfig{Shards: m, Storage: subscriber.FromClient(c)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	describe(p.Collector(), into)
 }
 
 func exchangeConfig(t *testing.T, outboxDir string) exchange.Config {

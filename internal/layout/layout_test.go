@@ -62,6 +62,7 @@ var allowed = map[string][]string{
 		"record", "exchange/outbox", "storagenode/client", "storagenode/refusal", "storagenode/storagepb",
 	},
 	"exchange":        {"record", "exchange/", "storagenode/client", "storagenode/refusal", "storagenode/storagepb", "version"},
+	"exchange/launch": {"exchange", "identity"},
 	"exchange/server": {"identity", "record", "exchange", "exchange/", "version"},
 
 	"api/v1":                   {},
