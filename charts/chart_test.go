@@ -237,15 +237,49 @@ func TestExchange(t *testing.T) {
 	}
 }
 
+// The subscriber is a sidecar, which ends after the exchange, and shares its outbox.
+func TestExternalSubscriber(t *testing.T) {
+	if set := find[appsv1.StatefulSet](t, render(t, "exchange: {enabled: true}"), "StatefulSet", "x-exchange"); len(set.Spec.Template.Spec.InitContainers) != 0 {
+		t.Error("there is a sidecar that nobody asked for")
+	}
+	spec := find[appsv1.StatefulSet](t, render(t, everything), "StatefulSet", "x-exchange").Spec.Template.Spec
+	side := spec.InitContainers[0]
+	if side.RestartPolicy == nil || *side.RestartPolicy != corev1.ContainerRestartPolicyAlways {
+		t.Error("the subscriber is no sidecar")
+	}
+	if side.ReadinessProbe != nil {
+		t.Error("a subscriber that waits keeps orders from the exchange")
+	}
+	mounts := func(c *corev1.Container) map[string]string {
+		all := map[string]string{}
+		for _, m := range c.VolumeMounts {
+			all[m.Name] = m.MountPath
+		}
+		return all
+	}
+	main := &spec.Containers[0]
+	if !slices.Contains(main.Args, "--subscriber=external") || !slices.Contains(main.Args, "--outbox=/data/outbox") || mounts(main)["data"] != "/data" {
+		t.Errorf("the exchange has the arguments %v", main.Args)
+	}
+	for _, want := range []string{"--outbox=/data/outbox", "--shards=/data/outbox.shards", "--cluster=demo", "--tls-dir=/tls"} {
+		if !slices.Contains(side.Args, want) {
+			t.Errorf("no %s in %v", want, side.Args)
+		}
+	}
+	if m := mounts(&side); m["data"] != "/data" || m["tls"] != "/tls" {
+		t.Errorf("the subscriber has the mounts %v", m)
+	}
+}
+
 // refused are values that are wrong, and how Helm names them.
 var refused = map[string]string{
 	"imgae: {}": "imgae",
 	`operator: {replica: 1, replicas: many, workers: 0, logLevel: loud, extraArgs: [x]}
 watchNamespaces: [Trading]
 image: {pullPolicy: Sometimes}
-exchange: {enabled: maybe, quota: lots, closeWait: soon, preset: fast, storage: {size: big}, service: {port: 70000}, replicas: 2}
+exchange: {enabled: maybe, quota: lots, closeWait: soon, preset: fast, subscriber: none, storage: {size: big}, service: {port: 70000}, replicas: 2}
 shards: [{name: A}]
-metrics: {podMonitor: {interval: slow}}`: "replica replicas workers logLevel extraArgs watchNamespaces pullPolicy enabled quota closeWait preset size port shards spec interval",
+metrics: {podMonitor: {interval: slow}}`: "replica replicas workers logLevel extraArgs watchNamespaces pullPolicy enabled quota closeWait preset subscriber size port shards spec interval",
 	"watchNamespaces: [a, a]": "watchNamespaces",
 }
 
