@@ -31,6 +31,7 @@ const ReadyService = "countinghouse.ready"
 
 const (
 	windowBytes        = 8 << 20
+	bufferBytes        = 128 << 10 // of a connection, each way
 	messageBytesMax    = 16 << 20
 	keepaliveInterval  = 10 * time.Second
 	keepaliveTimeout   = 5 * time.Second
@@ -135,6 +136,8 @@ func (s *Server) serverOptions() []grpc.ServerOption {
 	stream := []grpc.StreamServerInterceptor{guard.stream, impatient{s.opts.ReaderTimeout, s.metrics, s.listens.undrained}.stream}
 	options := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(codec.New()),
+		grpc.WriteBufferSize(bufferBytes),
+		grpc.ReadBufferSize(bufferBytes),
 		grpc.InitialWindowSize(windowBytes),
 		grpc.InitialConnWindowSize(windowBytes),
 		grpc.MaxRecvMsgSize(messageBytesMax),

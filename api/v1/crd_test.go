@@ -158,7 +158,7 @@ func expectDefaults(t *testing.T, obj map[string]any) {
 	}
 	s := &shard.Spec
 	got := fmt.Sprintln(s.Cluster, s.Replicas, s.ImagePullPolicy, s.Storage.Size.String(), s.Storage.Retention, s.Limits, s.Timing.HeartbeatTimeout.Duration, s.Resources.Requests.Memory(), s.TLS)
-	const want = "countinghouse 3 IfNotPresent 10Gi {Delete Retain} {8388608 67108864 67108864 67108864 64 256 268435456 104857600} 1s 512Mi {Managed   {720h0m0s} {8760h0m0s}}\n"
+	const want = "countinghouse 3 IfNotPresent 10Gi {Delete Retain} {67108864 67108864 67108864 67108864 64 256 268435456 104857600} 1s 512Mi {Managed   {720h0m0s} {8760h0m0s}}\n"
 	if got != want {
 		t.Errorf("got  %swant %s", got, want)
 	}

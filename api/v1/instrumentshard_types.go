@@ -234,7 +234,7 @@ type RetentionSpec struct {
 type LimitsSpec struct {
 	// MemtableBytes is the size of an instrument's memtable at which it is flushed.
 	//
-	// +kubebuilder:default=8388608
+	// +kubebuilder:default=67108864
 	// +kubebuilder:validation:Minimum=65536
 	// +kubebuilder:validation:Maximum=1073741824
 	MemtableBytes int64 `json:"memtableBytes,omitempty"`

@@ -28,7 +28,7 @@ func shard() *v1.InstrumentShard {
 		Cluster: "cffex", Instruments: []string{"IF2501", "IC2501"}, Replicas: 3, ImagePullPolicy: corev1.PullIfNotPresent,
 		Storage: v1.StorageSpec{Size: resource.MustParse("20Gi"), ClassName: "fast", Retention: v1.RetentionSpec{WhenScaled: v1.RetentionDelete, WhenDeleted: v1.RetentionRetain}},
 		Limits: v1.LimitsSpec{
-			MemtableBytes: 8 << 20, SegmentBytes: 64 << 20, LogCacheBytes: 64 << 20, InFlightBytes: 64 << 20,
+			MemtableBytes: 64 << 20, SegmentBytes: 64 << 20, LogCacheBytes: 64 << 20, InFlightBytes: 64 << 20,
 			AppendWindow: 64, Queries: 256, DiskReserveBytes: 256 << 20, SnapshotSendBytesPerSecond: 100 << 20,
 		},
 		Timing: v1.TimingSpec{HeartbeatTimeout: metav1.Duration{Duration: 1e9}},

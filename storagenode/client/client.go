@@ -60,6 +60,7 @@ const (
 	keepaliveTimeout  = 3 * time.Second
 	streamWindowBytes = 4 << 20
 	connWindowBytes   = 16 << 20
+	bufferBytes       = 128 << 10 // of a connection, each way
 	receiveBytesMax   = 16 << 20
 )
 
@@ -104,6 +105,8 @@ func dialOptions(o Options, cluster, shard string) []grpc.DialOption {
 	}
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
+		grpc.WithWriteBufferSize(bufferBytes),
+		grpc.WithReadBufferSize(bufferBytes),
 		grpc.WithInitialWindowSize(streamWindowBytes),
 		grpc.WithInitialConnWindowSize(connWindowBytes),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec.New()), grpc.MaxCallRecvMsgSize(receiveBytesMax)),

@@ -104,7 +104,7 @@ func (c *Config) bindTimeouts(fs *pflag.FlagSet) {
 }
 
 func (c *Config) bindBounds(fs *pflag.FlagSet) {
-	fs.Int64Var(&c.MemtableBytes, "memtable-bytes", 8<<20, "size of an instrument's memtable at which it is flushed")
+	fs.Int64Var(&c.MemtableBytes, "memtable-bytes", 64<<20, "size of an instrument's memtable at which it is flushed")
 	fs.Int64Var(&c.SegmentBytes, "segment-bytes", 64<<20, "size of a log segment, a multiple of 4096 (log-store wal)")
 	fs.Int64Var(&c.LogCacheBytes, "log-cache-bytes", 64<<20, "memory for recent log entries (log-store wal)")
 	fs.Uint64Var(&c.SnapshotEntries, "snapshot-entries", 16384, "log entries after which a snapshot is taken")

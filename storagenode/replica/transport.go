@@ -40,6 +40,7 @@ const (
 	defaultSnapshotPace       = 100 << 20
 	snapshotChunkBytes        = 1 << 20
 	windowBytes               = 8 << 20
+	bufferBytes               = 128 << 10 // of a connection, each way
 	grpcMessageBytesMax       = 16 << 20
 	reconnectBaseDelay        = 20 * time.Millisecond
 	reconnectMaxDelay         = 500 * time.Millisecond
@@ -275,6 +276,8 @@ func (t *Transport) peer(a raft.ServerAddress) (context.Context, *peer, error) {
 func (t *Transport) dialOptions() []grpc.DialOption {
 	return append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithWriteBufferSize(bufferBytes),
+		grpc.WithReadBufferSize(bufferBytes),
 		grpc.WithInitialWindowSize(windowBytes),
 		grpc.WithInitialConnWindowSize(windowBytes),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec.New()),

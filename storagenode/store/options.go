@@ -5,7 +5,7 @@ import "time"
 // Options bound a Shard. A zero field takes its default.
 type Options struct {
 	// MemtableBytesMax is the size in bytes at which one instrument's
-	// memtable is flushed; default 8 MiB.
+	// memtable is flushed; default 64 MiB.
 	MemtableBytesMax int64
 	// MemtableTotalBytesMax is the size in bytes of all memtables at which the
 	// largest is flushed; default 256 MiB. At twice this Append waits.
@@ -26,7 +26,7 @@ type Options struct {
 }
 
 const (
-	defaultMemtableBytesMax      = 8 << 20
+	defaultMemtableBytesMax      = 64 << 20
 	defaultMemtableTotalBytesMax = 256 << 20
 	defaultTableBytesMax         = 1 << 30
 	defaultOpenTablesMax         = 4096
