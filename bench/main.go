@@ -19,11 +19,12 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/countinghouse/countinghouse/bench/ingest"
 	"github.com/countinghouse/countinghouse/bench/measure"
 )
 
 // suites in the order in which they run.
-var suites = []measure.Suite{}
+var suites = []measure.Suite{ingest.Suite()}
 
 const (
 	exitFailed = 1
