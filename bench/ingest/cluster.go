@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 )
 
@@ -45,9 +46,6 @@ type system struct {
 	open func(ctx context.Context, dir string, shards int) (cluster, error)
 }
 
-// errClosed is what is still on its way gets when its cluster is closed.
-var errClosed = errors.New("cluster is closed")
-
 // await polls until the condition holds: for systems that announce nothing.
 func await(ctx context.Context, what string, condition func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
@@ -77,6 +75,11 @@ func freeAddresses(n int) ([]string, error) {
 		out = append(out, l.Addr().String())
 	}
 	return out, nil
+}
+
+func splitPort(address string) (host string, port int, err error) {
+	a, err := netip.ParseAddrPort(address)
+	return a.Addr().String(), int(a.Port()), err
 }
 
 // joinErrors runs all of close and joins what they return.

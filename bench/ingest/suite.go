@@ -21,7 +21,7 @@ func Suite() measure.Suite {
 }
 
 // systems in the order of the tables.
-var systems = []system{floor, overGRPC, inProcess, raftOnBolt, raftOnWAL}
+var systems = []system{floor, overGRPC, inProcess, raftOnBolt, raftOnWAL, boatOnTan, boatOnPebble, jetStream, etcdKV}
 
 const (
 	warmBatches     = 300
