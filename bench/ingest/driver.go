@@ -35,11 +35,25 @@ type result struct {
 	records   int64 // acknowledged during the measurement
 	took      time.Duration
 	latency   *measure.Histogram
+	used      usage // by the whole process, during the measurement
 	submitted int64 // batches, warm-up included
 	acked     int64 // batches, warm-up included
 }
 
 func (r *result) perSecond() float64 { return float64(r.records) / r.took.Seconds() }
+
+// more returns what the acknowledged records have cost all members and the driver
+// together.
+func (r *result) more() map[string]float64 {
+	if r.records == 0 {
+		return nil
+	}
+	out := map[string]float64{"processor ns/record": float64(r.used.processor) / float64(r.records)}
+	if r.used.written > 0 {
+		out["bytes to disk/record"] = float64(r.used.written) / float64(r.records)
+	}
+	return out
+}
 
 // driver keeps a window of batches in flight on each shard.
 type driver struct {
@@ -100,12 +114,13 @@ func (d *driver) run(ctx context.Context) (result, error) {
 		running.Wait()
 		close(ended)
 	}()
-	took, err := d.measure(ctx, ended)
+	r, err := d.measure(ctx, ended)
 	cancel()
 	if drainErr := d.drain(ended); err == nil {
 		err = drainErr
 	}
-	return d.result(took), err
+	d.sum(&r)
+	return r, err
 }
 
 func newLane(d *driver, shard int) *lane {
@@ -181,11 +196,11 @@ func (d *driver) fail(err error) {
 
 // measure waits for the warm-up and then counts for the time of the measurement,
 // or until all bytes are handed over.
-func (d *driver) measure(ctx context.Context, ended <-chan struct{}) (time.Duration, error) {
+func (d *driver) measure(ctx context.Context, ended <-chan struct{}) (result, error) {
 	if err := d.warmUp(ctx); err != nil {
-		return 0, err
+		return result{}, err
 	}
-	start := time.Now()
+	start, before := time.Now(), usageNow()
 	for _, l := range d.lanes {
 		l.setMeasuring(true)
 	}
@@ -194,7 +209,7 @@ func (d *driver) measure(ctx context.Context, ended <-chan struct{}) (time.Durat
 	for _, l := range d.lanes {
 		l.setMeasuring(false)
 	}
-	return time.Since(start), err
+	return result{took: time.Since(start), used: usageNow().since(before)}, err
 }
 
 func (d *driver) warmUp(ctx context.Context) error {
@@ -258,8 +273,9 @@ func (d *driver) drain(ended <-chan struct{}) error {
 	}
 }
 
-func (d *driver) result(took time.Duration) result {
-	r := result{took: took, latency: measure.NewHistogram()}
+// sum adds what the lanes have counted.
+func (d *driver) sum(r *result) {
+	r.latency = measure.NewHistogram()
 	for _, l := range d.lanes {
 		l.mu.Lock()
 		r.records += l.counted * int64(d.load.records)
@@ -268,5 +284,4 @@ func (d *driver) result(took time.Duration) result {
 		r.latency.Merge(l.latency)
 		l.mu.Unlock()
 	}
-	return r
 }

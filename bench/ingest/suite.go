@@ -21,7 +21,7 @@ func Suite() measure.Suite {
 }
 
 // systems in the order of the tables.
-var systems = []system{floor, overGRPC, inProcess, raftOnBolt, raftOnWAL, boatOnTan, boatOnPebble, jetStream, etcdKV}
+var systems = []system{floor, overGRPC, inProcess, raftOnBolt, raftOnWAL, boatOnTan, jetStream, etcdKV}
 
 const (
 	warmBatches     = 300
@@ -86,7 +86,7 @@ func contestant(b *measure.Bench, sys system, l load) measure.Contestant {
 			if err != nil {
 				return measure.Sample{}, err
 			}
-			return measure.Sample{Value: r.perSecond(), Latency: r.latency}, nil
+			return measure.Sample{Value: r.perSecond(), Latency: r.latency, More: r.more()}, nil
 		},
 	}
 }
