@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime/debug"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/countinghouse/countinghouse/bench/measure"
 	"github.com/countinghouse/countinghouse/record"
@@ -94,13 +97,27 @@ func contestant(b *measure.Bench, sys system, l load) measure.Contestant {
 // runOnce opens a cluster, drives it and closes it.
 func runOnce(ctx context.Context, sys system, dir string, l load) (result, error) {
 	batch := makeBatch(l.records)
-	debug.FreeOSMemory() // what the run before has left is not this one's to collect
+	if err := settle(dir); err != nil {
+		return result{}, err
+	}
 	c, err := sys.open(ctx, dir, l.shards)
 	if err != nil {
 		return result{}, err
 	}
 	r, err := drive(ctx, c, batch, l)
 	return r, errors.Join(err, c.Close())
+}
+
+// settle ends what the run before has left behind: garbage, and what is not on the
+// disk yet.
+func settle(dir string) error {
+	debug.FreeOSMemory()
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return unix.Syncfs(int(d.Fd()))
 }
 
 // makeBatch returns records of an order flow, one after another.
