@@ -35,9 +35,9 @@ type result struct {
 	records   int64 // acknowledged during the measurement
 	took      time.Duration
 	latency   *measure.Histogram
-	used      usage // by the whole process, during the measurement
-	submitted int64 // batches, warm-up included
-	acked     int64 // batches, warm-up included
+	processor time.Duration // used by the whole process during the measurement
+	submitted int64         // batches, warm-up included
+	acked     int64         // batches, warm-up included
 }
 
 func (r *result) perSecond() float64 { return float64(r.records) / r.took.Seconds() }
@@ -48,11 +48,7 @@ func (r *result) more() map[string]float64 {
 	if r.records == 0 {
 		return nil
 	}
-	out := map[string]float64{"processor ns/record": float64(r.used.processor) / float64(r.records)}
-	if r.used.written > 0 {
-		out["bytes to disk/record"] = float64(r.used.written) / float64(r.records)
-	}
-	return out
+	return map[string]float64{"processor ns/record": float64(r.processor) / float64(r.records)}
 }
 
 // driver keeps a window of batches in flight on each shard.
@@ -200,7 +196,7 @@ func (d *driver) measure(ctx context.Context, ended <-chan struct{}) (result, er
 	if err := d.warmUp(ctx); err != nil {
 		return result{}, err
 	}
-	start, before := time.Now(), usageNow()
+	start, before := time.Now(), processorTime()
 	for _, l := range d.lanes {
 		l.setMeasuring(true)
 	}
@@ -209,7 +205,7 @@ func (d *driver) measure(ctx context.Context, ended <-chan struct{}) (result, er
 	for _, l := range d.lanes {
 		l.setMeasuring(false)
 	}
-	return result{took: time.Since(start), used: usageNow().since(before)}, err
+	return result{took: time.Since(start), processor: processorTime() - before}, err
 }
 
 func (d *driver) warmUp(ctx context.Context) error {
