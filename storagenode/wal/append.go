@@ -6,11 +6,16 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/countinghouse/countinghouse/storagenode/directio"
 )
 
 // bufBytesKept bounds the write buffer between groups: one that an unusually
 // large group grew is let go.
 const bufBytesKept = 16 << 20
+
+// bufBytesLeast is the least that the write buffer is made for.
+const bufBytesLeast = 256 << 10
 
 // StoreLog stores one entry, see StoreLogs.
 func (w *WAL) StoreLog(log *raft.Log) error { return w.StoreLogs([]*raft.Log{log}) }
@@ -92,7 +97,11 @@ func (w *WAL) appendGroup(logs []*raft.Log) error {
 		s.header.firstIndex, s.header.logStart = logs[0].Index, logs[0].Index
 		s.headerDue = true
 	}
-	w.beginGroup(s)
+	var size int64
+	for _, l := range logs {
+		size += frameSize(int64(len(l.Extensions)), int64(len(l.Data)))
+	}
+	w.beginGroup(s, size)
 	start := len(w.buf)
 	base := s.end - int64(start)
 	w.offsets = w.offsets[:0]
@@ -118,39 +127,47 @@ func (w *WAL) appendGroup(logs []*raft.Log) error {
 	return nil
 }
 
-// beginGroup empties the buffer, and puts the header page first if it is due.
-func (w *WAL) beginGroup(s *segment) {
-	if cap(w.buf) > bufBytesKept {
-		w.buf = nil
+// beginGroup empties the buffer, makes room for so many bytes of frames, and puts
+// first what the page that they begin in holds already: the header page if it is
+// due, else the end of the frames before.
+func (w *WAL) beginGroup(s *segment, frames int64) {
+	need := frames + 2*frameStart
+	if c := int64(cap(w.buf)); c < need || c > bufBytesKept && need <= bufBytesKept {
+		w.buf = directio.Buffer(int(max(need, bufBytesLeast)))
 	}
-	w.buf = w.buf[:0]
 	if s.headerDue {
-		w.buf = append(w.buf, make([]byte, frameStart)...)
+		w.buf = append(w.buf[:0], zeroPage[:]...)
 		s.header.put(w.buf)
+		return
 	}
+	w.buf = append(w.buf[:0], s.tail...)
 }
 
-// writeGroup writes the buffer to its place and syncs. Zeroes up to the end of
-// the last page go along, for the kernel would read the rest of a page that is
-// written in part.
+// writeGroup writes the buffer, which fills pages from the one that begins or holds
+// the end of the frames, and syncs. A page is written as a whole, with the same
+// bytes as before in front and zeroes behind: a disk and the kernel would do that
+// anyway, and have to read it first.
 func (w *WAL) writeGroup(s *segment) error {
-	at := s.end
+	at := s.end - int64(len(s.tail))
 	if s.headerDue {
 		at = 0
 	}
-	if rest := (at + int64(len(w.buf))) % frameStart; rest != 0 {
+	used := len(w.buf)
+	rest := used % frameStart
+	if rest != 0 {
 		w.buf = append(w.buf, zeroPage[rest:]...)
 	}
 	writing := time.Now()
 	w.writingSince.Store(&writing)
 	defer w.writingSince.Store(nil)
-	if err := writeAt(s.file, w.buf, at); err != nil {
+	if err := writeAt(s.out, w.buf, at); err != nil {
 		return w.fail(fmt.Sprintf("write of %d bytes at offset %d", len(w.buf), at), s.path, err)
 	}
 	began := time.Now()
-	if err := s.file.SyncData(); err != nil {
+	if err := s.out.file.SyncData(); err != nil {
 		return w.fail("fdatasync", s.path, err)
 	}
+	s.tail = append(s.tail[:0], w.buf[used-rest:used]...)
 	w.metrics.fsyncSeconds.Observe(time.Since(began).Seconds())
 	w.metrics.bytesWritten.Add(float64(len(w.buf)))
 	w.metrics.groups.Inc()
@@ -206,6 +223,9 @@ func (w *WAL) roll(first, logStart uint64) error {
 // them, and those without an entry, are dead once its header is on disk. The
 // caller holds mu.
 func (w *WAL) attach(next *segment, keep int, first, logStart uint64) {
+	if n := len(w.segs); n > 0 {
+		w.segs[n-1].closeOutput()
+	}
 	for keep > 0 && w.segs[keep-1].count() == 0 {
 		keep--
 	}

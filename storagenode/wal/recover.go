@@ -93,6 +93,13 @@ func (w *WAL) adopt(v *survey) error {
 // disk. Groups are synced one after another: no other can be concerned.
 func (w *WAL) secure(v *survey) error {
 	s, at := w.active(), v.chain[len(v.chain)-1].groupStart
+	var err error
+	if s.out, err = openOutput(w.fs, s.path); err != nil {
+		return err
+	}
+	if err := s.readTail(); err != nil {
+		return err
+	}
 	if err := writeAt(s.file, v.page, 0); err != nil {
 		return fmt.Errorf("wal: write %s: %w", s.path, err)
 	}

@@ -196,6 +196,10 @@ func (r *recycler) prepare(id uint64) (*segment, error) {
 		s.file.Close()
 		return nil, err
 	}
+	if s.out, err = openOutput(r.w.fs, s.path); err != nil {
+		s.close()
+		return nil, err
+	}
 	r.w.metrics.prepared.Inc()
 	return s, nil
 }

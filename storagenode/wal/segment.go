@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/countinghouse/countinghouse/storagenode/directio"
 )
 
 // A segment file starts with a header page; frames follow from frameStart.
@@ -140,6 +142,10 @@ type segment struct {
 	header segmentHeader
 	path   string
 	file   vfs.File
+	// out writes what is appended, past the page cache where that is possible, through
+	// a file of its own: reads of a direct file would have to be aligned. nil in
+	// segments that take no more.
+	out *output
 
 	// reading is held while the file is read; the recycler takes it in full
 	// once the segment is out of the index.
@@ -149,6 +155,7 @@ type segment struct {
 	group     uint32 // of the last write
 	headerDue bool   // the header is written with the next group
 	fresh     bool   // the header on disk does not say yet that it was started
+	tail      []byte // of the frames, from the last multiple of frameStart to end
 
 	// Guarded by WAL.mu. Invariant: offsets[i]*frameAlign is where the frame of
 	// entry header.firstIndex+i starts, and lies in [frameStart, end).
@@ -182,9 +189,42 @@ func writeAt(f io.WriterAt, b []byte, at int64) error {
 	return err
 }
 
+// output is the file through which a segment is appended to.
+type output struct {
+	directio.Writer
+	file vfs.File
+}
+
+func openOutput(fs vfs.FS, path string) (*output, error) {
+	f, err := fs.OpenReadWrite(path, categoryWAL)
+	if err != nil {
+		return nil, fmt.Errorf("wal: open %s for writing: %w", path, err)
+	}
+	return &output{directio.NewWriter(f), f}, nil
+}
+
+// closeOutput is called when the segment takes no more.
+func (s *segment) closeOutput() {
+	if s.out != nil {
+		s.out.file.Close()
+		s.out = nil
+	}
+}
+
+// readTail reads tail from the file.
+func (s *segment) readTail() error {
+	n := s.end % frameStart
+	s.tail = make([]byte, n, frameStart)
+	if _, err := s.file.ReadAt(s.tail, s.end-n); err != nil && n > 0 {
+		return fmt.Errorf("wal: read %s at offset %d: %w", s.path, s.end-n, err)
+	}
+	return nil
+}
+
 // close closes the file once nobody reads it.
 func (s *segment) close() {
 	s.reading.Lock()
 	defer s.reading.Unlock()
+	s.closeOutput()
 	s.file.Close()
 }

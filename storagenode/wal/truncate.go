@@ -40,7 +40,7 @@ func (w *WAL) deletePrefix(first uint64) error {
 		}
 	}
 	s := w.active()
-	w.beginGroup(s)
+	w.beginGroup(s, frameHeaderSize)
 	h := frameHeader{index: first, group: s.group + 1, kind: frameLogStart, flags: flagGroupEnd}
 	w.buf = appendFrame(w.buf, &h, nil, nil, s.header.salt)
 	if err := w.writeGroup(s); err != nil {
@@ -108,7 +108,7 @@ func (w *WAL) deleteAll() error {
 
 // writeHeader writes and syncs the header of a segment that holds no frames.
 func (w *WAL) writeHeader(s *segment) error {
-	w.beginGroup(s)
+	w.beginGroup(s, 0)
 	return w.writeGroup(s)
 }
 
