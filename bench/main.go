@@ -19,12 +19,13 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/countinghouse/countinghouse/bench/handoff"
 	"github.com/countinghouse/countinghouse/bench/ingest"
 	"github.com/countinghouse/countinghouse/bench/measure"
 )
 
 // suites in the order in which they run.
-var suites = []measure.Suite{ingest.Suite()}
+var suites = []measure.Suite{handoff.Suite, ingest.Suite()}
 
 const (
 	exitFailed = 1
@@ -32,6 +33,13 @@ const (
 )
 
 func main() {
+	if was, err := handoff.ReadElsewhere(); was {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(exitFailed)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
