@@ -22,10 +22,11 @@ import (
 	"github.com/countinghouse/countinghouse/bench/handoff"
 	"github.com/countinghouse/countinghouse/bench/ingest"
 	"github.com/countinghouse/countinghouse/bench/measure"
+	"github.com/countinghouse/countinghouse/bench/orders"
 )
 
 // suites in the order in which they run.
-var suites = []measure.Suite{handoff.Suite, ingest.Suite()}
+var suites = []measure.Suite{handoff.Suite, orders.Suite, ingest.Suite()}
 
 const (
 	exitFailed = 1

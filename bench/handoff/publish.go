@@ -162,7 +162,7 @@ func (p publication) measureKeepingUp(w way) outcome {
 
 // What happens to a record that finds no place.
 const (
-	offerAgain     = true
+	offerAgain = true
 	letGo      = false
 )
 
