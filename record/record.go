@@ -132,6 +132,18 @@ func (r *Record) Check() error {
 	return r.Instrument.Check()
 }
 
+// Begin sets version and type, and clears the flags. It is one store of the whole
+// word: who reads that word at once, as a check sum does, needs not wait until
+// stores of its parts have reached the cache.
+func (h *Header) Begin(t Type) { *h.first() = Version | uint64(t)<<8 }
+
+// SetLast sets FlagLast, like Begin with one store of the whole word.
+func (h *Header) SetLast() { *h.first() |= uint64(FlagLast) << 16 }
+
+// first returns the header's first word: version, type, flags, and a part that is
+// not used.
+func (h *Header) first() *uint64 { return (*uint64)(unsafe.Pointer(h)) }
+
 // Bytes returns the record's 128 bytes without copying them.
 func (r *Record) Bytes() []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(r)), Size)

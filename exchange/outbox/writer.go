@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"unsafe"
 
 	"github.com/countinghouse/countinghouse/record"
 )
@@ -205,16 +206,28 @@ func (w *Writer) Commit() {
 	}
 	if w.at > 0 {
 		storing(stepLast)
-		w.slots[w.at-1].Flags |= record.FlagLast
+		w.slots[w.at-1].SetLast()
 	}
 	for i := w.txAt; i < w.at; i++ {
 		storing(stepCheck)
 		w.checks[i] = checkWord(&w.slots[i])
 	}
+	n := w.at - w.txAt
 	w.txAt = w.at
 	w.committed = w.global
 	storing(stepPublish)
-	w.published.Store(w.global)
+	release(w.published, w.global, w.ahead(n), min(n, claimAhead))
+}
+
+// claimAhead is how many slots before it is used a slot is fetched into the cache.
+// It comes from that of the keeper, which cleared it, and the hardware, which would
+// fetch ahead too, stops at every page.
+const claimAhead = 16
+
+// ahead returns the address of the first of n slots that are to be fetched when as
+// many were published.
+func (w *Writer) ahead(n int) uintptr {
+	return uintptr(unsafe.Pointer(unsafe.SliceData(w.slots))) + uintptr(w.at+claimAhead-min(n, claimAhead))*record.Size
 }
 
 func (w *Writer) sealEarlier() {
