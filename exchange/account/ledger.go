@@ -153,7 +153,7 @@ var (
 // they were added.
 type Ledger struct {
 	accounts []Account
-	index    map[uint64]uint32
+	index    idIndex
 	books    []book
 }
 
@@ -169,7 +169,7 @@ type book struct {
 }
 
 // NewLedger returns an empty ledger.
-func NewLedger() *Ledger { return &Ledger{index: make(map[uint64]uint32)} }
+func NewLedger() *Ledger { return &Ledger{index: newIDIndex()} }
 
 // AddInstrument adds an instrument and returns its index. The ledger reads the
 // terms through the pointer whenever it needs them.
@@ -186,7 +186,7 @@ func (l *Ledger) Open(id uint64) (uint32, error) {
 	if id == 0 {
 		return 0, ErrID
 	}
-	if _, ok := l.index[id]; ok {
+	if _, ok := l.index.get(id); ok {
 		return 0, fmt.Errorf("account %d: %w", id, ErrExists)
 	}
 	if len(l.accounts) == MaxAccounts {
@@ -197,15 +197,12 @@ func (l *Ledger) Open(id uint64) (uint32, error) {
 	for b := range l.books {
 		l.books[b].positions = append(l.books[b].positions, Position{})
 	}
-	l.index[id] = i
+	l.index.put(id, i)
 	return i, nil
 }
 
 // Find returns the index of an account.
-func (l *Ledger) Find(id uint64) (uint32, bool) {
-	i, ok := l.index[id]
-	return i, ok
-}
+func (l *Ledger) Find(id uint64) (uint32, bool) { return l.index.get(id) }
 
 // Len returns the number of accounts.
 func (l *Ledger) Len() int { return len(l.accounts) }
