@@ -26,7 +26,7 @@ func (e *Exchange) Cancel(now int64, c *CancelOrder) Result {
 
 // find returns the live order that a request of account is about.
 func (e *Exchange) find(instrument record.Symbol, account, id uint64) (*market, *order.Order, risk.Reason) {
-	m := e.bySymbol[instrument]
+	m := e.bySymbol.get(instrument)
 	if m == nil {
 		return nil, nil, risk.UnknownInstrument
 	}

@@ -14,7 +14,7 @@ type Exchange struct {
 	gw       *gateway.Gateway
 	ledger   *account.Ledger
 	markets  []*market // in the order of listing
-	bySymbol map[record.Symbol]*market
+	bySymbol symbolIndex
 	accounts gateway.Stream // the account stream
 	marks    []int64        // ticks, by market: last trade or settlement price, 0 before the first
 
@@ -59,7 +59,7 @@ func New(gw *gateway.Gateway) *Exchange {
 func empty() *Exchange {
 	return &Exchange{
 		ledger:   account.NewLedger(),
-		bySymbol: make(map[record.Symbol]*market),
+		bySymbol: newSymbolIndex(),
 		held:     make(map[record.Symbol]uint64),
 		accounts: gateway.Stream{Symbol: accountSymbol},
 
@@ -97,7 +97,7 @@ func (e *Exchange) ListInstrument(now int64, terms order.Instrument) (Receipt, e
 
 // list carries out a listing that was checked.
 func (e *Exchange) list(terms order.Instrument) *market {
-	if m := e.bySymbol[terms.Symbol]; m != nil {
+	if m := e.bySymbol.get(terms.Symbol); m != nil {
 		m.terms = terms
 		e.ledger.Remargin(m.index)
 		return m
@@ -106,7 +106,7 @@ func (e *Exchange) list(terms order.Instrument) *market {
 	m.stream = gateway.Stream{Symbol: terms.Symbol, Seq: e.held[terms.Symbol]}
 	m.index = e.ledger.AddInstrument(&m.terms)
 	e.markets = append(e.markets, m)
-	e.bySymbol[terms.Symbol] = m
+	e.bySymbol.put(m)
 	e.marks = append(e.marks, 0)
 	return m
 }
@@ -123,7 +123,7 @@ func (e *Exchange) Resume(now int64, instrument record.Symbol) Receipt {
 }
 
 func (e *Exchange) setHalted(now int64, instrument record.Symbol, halted bool) Receipt {
-	m := e.bySymbol[instrument]
+	m := e.bySymbol.get(instrument)
 	switch {
 	case m == nil:
 		return Receipt{Reason: risk.UnknownInstrument}

@@ -17,7 +17,7 @@ func (e *Exchange) checkListing(terms *order.Instrument) error {
 	if err := terms.Check(); err != nil {
 		return err
 	}
-	m := e.bySymbol[terms.Symbol]
+	m := e.bySymbol.get(terms.Symbol)
 	switch {
 	case m == nil && len(e.markets) == maxMarkets:
 		return &risk.Error{Reason: risk.BadTerms, Detail: fmt.Sprintf("%d instruments are listed already", maxMarkets)}

@@ -61,7 +61,7 @@ func (e *Exchange) Instruments() []InstrumentView {
 
 // Instrument returns one instrument; ok is false when it is not listed.
 func (e *Exchange) Instrument(instrument record.Symbol) (view InstrumentView, ok bool) {
-	m := e.bySymbol[instrument]
+	m := e.bySymbol.get(instrument)
 	if m == nil {
 		return InstrumentView{}, false
 	}
@@ -78,7 +78,7 @@ func (e *Exchange) view(m *market) InstrumentView {
 // Book returns the best depth levels of either side; ok is false when the
 // instrument is not listed.
 func (e *Exchange) Book(instrument record.Symbol, depth int) (view BookView, ok bool) {
-	m := e.bySymbol[instrument]
+	m := e.bySymbol.get(instrument)
 	if m == nil {
 		return BookView{}, false
 	}
@@ -91,7 +91,7 @@ func (e *Exchange) Book(instrument record.Symbol, depth int) (view BookView, ok 
 // Order returns a copy of a live order; ok is false when there is none of that
 // id in the instrument.
 func (e *Exchange) Order(instrument record.Symbol, id uint64) (o order.Order, ok bool) {
-	m := e.bySymbol[instrument]
+	m := e.bySymbol.get(instrument)
 	if m == nil {
 		return order.Order{}, false
 	}
@@ -105,7 +105,7 @@ func (e *Exchange) Order(instrument record.Symbol, id uint64) (o order.Order, ok
 // Orders returns copies of the live orders of one side in priority order; nil
 // when the instrument is not listed.
 func (e *Exchange) Orders(instrument record.Symbol, side record.Side) []order.Order {
-	m := e.bySymbol[instrument]
+	m := e.bySymbol.get(instrument)
 	if m == nil {
 		return nil
 	}
@@ -117,7 +117,7 @@ func (e *Exchange) Orders(instrument record.Symbol, side record.Side) []order.Or
 // looks through the side of a book where the account has orders until it has
 // found them all.
 func (e *Exchange) LiveOrders(account uint64, instrument record.Symbol) (orders []order.Order, seq uint64) {
-	m := e.bySymbol[instrument]
+	m := e.bySymbol.get(instrument)
 	i, ok := e.ledger.Find(account)
 	if m == nil || !ok {
 		return nil, 0

@@ -80,7 +80,7 @@ func (p *Replayer) apply(r *record.Record) error {
 	if r.Type == record.TypeInstrumentListed {
 		return p.applyListing(r)
 	}
-	m := p.e.bySymbol[r.Instrument]
+	m := p.e.bySymbol.get(r.Instrument)
 	if m == nil {
 		return fmt.Errorf("instrument %s is not listed", r.Instrument)
 	}
@@ -108,7 +108,7 @@ func (p *Replayer) apply(r *record.Record) error {
 // applyCut goes on after records that do not count; that it starts where the
 // replay stands is the caller's to check.
 func (p *Replayer) applyCut(r *record.Record) {
-	m := p.e.bySymbol[r.Instrument]
+	m := p.e.bySymbol.get(r.Instrument)
 	switch {
 	case r.Instrument == accountSymbol:
 		p.e.accounts.Seq = r.Seq

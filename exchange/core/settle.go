@@ -75,7 +75,7 @@ func (e *Exchange) checkSettlement(day uint32, prices []SettlementPrice) ([]int6
 	}
 	byMarket := make([]int64, len(e.markets))
 	for _, p := range prices {
-		m := e.bySymbol[p.Instrument]
+		m := e.bySymbol.get(p.Instrument)
 		switch {
 		case m == nil:
 			return nil, Settled{Reason: risk.BadPrices, Detail: p.Instrument.String() + " is not listed"}
