@@ -93,7 +93,8 @@ type Config struct {
 	// Progress, if set, is told how far Open and Close are, about ten times a
 	// second. It must return quickly.
 	Progress func(Progress)
-	// Clock returns Unix nanoseconds. Default: the system's clock.
+	// Clock returns Unix nanoseconds. It is called by one goroutine at a time.
+	// Default: core.SystemClock.
 	Clock func() int64
 	// Log takes what an operator should know. Default: nothing is logged.
 	Log *slog.Logger
@@ -162,7 +163,7 @@ func (c *Config) complete() error {
 		c.Progress = func(Progress) {}
 	}
 	if c.Clock == nil {
-		c.Clock = func() int64 { return time.Now().UnixNano() }
+		c.Clock = core.SystemClock()
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

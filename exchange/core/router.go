@@ -3,7 +3,6 @@ package core
 import (
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/countinghouse/countinghouse/exchange/account"
 	"github.com/countinghouse/countinghouse/exchange/gateway"
@@ -34,7 +33,7 @@ const riskReasons = 64
 // and is called under the lock; nil means the system's clock.
 func NewRouter(clock func() int64) *Router {
 	if clock == nil {
-		clock = func() int64 { return time.Now().UnixNano() }
+		clock = SystemClock()
 	}
 	return &Router{clock: clock}
 }
