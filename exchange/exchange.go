@@ -215,7 +215,7 @@ func (x *Exchange) laneStopped(_ string, err error) {
 // lost returns how many records the policy Drop has cost.
 func (x *Exchange) lost() uint64 {
 	if gw := x.gateway.Load(); gw != nil {
-		return gw.Stats().Dropped
+		return gw.Dropped()
 	}
 	return 0
 }

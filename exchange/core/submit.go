@@ -33,7 +33,7 @@ func (e *Exchange) draft(n *NewOrder, d *order.Order) (*market, risk.Reason) {
 	if r := risk.Form(n.Side, n.Offset, kind, tif); r != risk.OK {
 		return nil, r
 	}
-	m := e.bySymbol[n.Instrument]
+	m := e.bySymbol.get(n.Instrument)
 	if m == nil {
 		return nil, risk.UnknownInstrument
 	}
@@ -111,9 +111,7 @@ func (e *Exchange) holdings(m *market, p *account.Position, d *order.Order, volu
 
 // begin starts the transaction of an order that is about to be matched.
 func (e *Exchange) begin(m *market, o *order.Order) risk.Reason {
-	worst := recordsMax(m.fillsMax(o))
-	if e.gw.HasRoom(worst, gateway.Orders) {
-		e.gw.Begin(worst, gateway.Orders)
+	if e.gw.TryBegin(recordsMax(m.fillsMax(o)), gateway.Orders) {
 		return risk.OK
 	}
 	if !e.gw.Begin(recordsMax(m.fillsExact(o)), gateway.Orders) {

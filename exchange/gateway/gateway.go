@@ -71,7 +71,7 @@ type Stream struct {
 	Seq    uint64 // of the last record, 0 for none
 }
 
-// Gateway writes records. Its methods, but for Stats and Fanout, are for the
+// Gateway writes records. Its methods, but for Dropped and Fanout, are for the
 // goroutine that runs the core.
 type Gateway struct {
 	sink     Sink
@@ -82,7 +82,11 @@ type Gateway struct {
 	dropping bool
 	written  int // records of the running transaction
 
-	records, transactions, dropped, refused atomic.Uint64
+	// Counted by the core alone: adding to them atomically would wait for the
+	// stores of the transaction.
+	records, transactions uint64
+
+	dropped, refused atomic.Uint64
 }
 
 // New returns a gateway that writes to sink.
@@ -96,10 +100,14 @@ func New(sink Sink, opts Options) *Gateway {
 // Fanout returns what local subscribers subscribe to.
 func (g *Gateway) Fanout() *Fanout { return &g.fan }
 
-// Stats returns the counters; any goroutine may call it.
+// Dropped returns how many records were lost under the policy Drop; any goroutine
+// may call it.
+func (g *Gateway) Dropped() uint64 { return g.dropped.Load() }
+
+// Stats returns the counters.
 func (g *Gateway) Stats() Stats {
 	return Stats{
-		Records: g.records.Load(), Transactions: g.transactions.Load(),
+		Records: g.records, Transactions: g.transactions,
 		Dropped: g.dropped.Load(), Refused: g.refused.Load(),
 	}
 }
@@ -118,18 +126,23 @@ func (g *Gateway) HasRoom(worst int, class Class) bool {
 // Begin starts a transaction of at most worst records. False means that the
 // command must be refused; nothing was started.
 func (g *Gateway) Begin(worst int, class Class) bool {
-	ask := worst
+	ok := g.TryBegin(worst, class)
+	if !ok {
+		g.refused.Add(1)
+	}
+	return ok
+}
+
+// TryBegin is Begin that counts no refusal: the caller may ask for less.
+func (g *Gateway) TryBegin(worst int, class Class) bool {
 	if class == Orders {
-		ask += g.headroom
+		worst += g.headroom
 	}
 	g.written, g.dropping = 0, false
-	if g.sink.Reserve(ask) {
+	if g.sink.Reserve(worst) {
 		return true
 	}
 	g.dropping = g.policy == Drop
-	if !g.dropping {
-		g.refused.Add(1)
-	}
 	return g.dropping
 }
 
@@ -146,8 +159,8 @@ func (g *Gateway) End() (global uint64) {
 		return 0
 	}
 	g.sink.Commit()
-	g.records.Add(n)
-	g.transactions.Add(1)
+	g.records += n
+	g.transactions++
 	g.fan.flush()
 	return g.sink.Published()
 }
@@ -165,6 +178,7 @@ func (g *Gateway) next(s *Stream, t record.Type, now int64) *record.Record {
 		s.Seq++
 		r.Seq, r.Global = s.Seq, global
 	}
-	r.Version, r.Type, r.Time, r.Instrument = record.Version, t, now, s.Symbol
+	r.Begin(t)
+	r.Time, r.Instrument = now, s.Symbol
 	return r
 }
