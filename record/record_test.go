@@ -408,3 +408,16 @@ func TestDiffNamesWhatDiffers(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
+
+func TestBeginAndSetLast(t *testing.T) {
+	h := Header{Version: 9, Type: 99, Flags: 0xffff, Seq: 1, Global: 2, Time: 3, Instrument: MustSymbol("X")}
+	h.Begin(TypeDeposit)
+	want := Header{Version: Version, Type: TypeDeposit, Seq: 1, Global: 2, Time: 3, Instrument: MustSymbol("X")}
+	if h != want {
+		t.Errorf("begun: %+v", h)
+	}
+	h.SetLast()
+	if want.Flags = FlagLast; h != want {
+		t.Errorf("last: %+v", h)
+	}
+}

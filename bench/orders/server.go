@@ -31,8 +31,8 @@ type serviceOpener func(f *flow, dir string) (*service, error)
 // grace is how long a server waits for calls when it is stopped; there are none.
 const grace = time.Second
 
-// dial serves on a free port until stop, which ends serve.
-func dial(serve func(net.Listener) error, stop func(), end func() error) (*service, error) {
+// serveAndDial serves on a free port until stop, which ends serve.
+func serveAndDial(serve func(net.Listener) error, stop func(), end func() error) (*service, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, errors.Join(err, end())
@@ -87,7 +87,7 @@ func serveExchange(f *flow, dir string) (*service, error) {
 	if err != nil {
 		return nil, errors.Join(err, x.close())
 	}
-	return dial(s.Serve, func() { s.Stop(grace) }, x.close)
+	return serveAndDial(s.Serve, func() { s.Stop(grace) }, x.close)
 }
 
 // serveEcho starts a server that is set up like the exchange's and answers every
@@ -98,7 +98,7 @@ func serveEcho(*flow, string) (*service, error) {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 	)
 	pb.RegisterOrderEntryServer(s, echo{})
-	return dial(s.Serve, s.Stop, func() error { return nil })
+	return serveAndDial(s.Serve, s.Stop, func() error { return nil })
 }
 
 type echo struct {
