@@ -28,7 +28,7 @@ func TestSuite(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := b.Report(Suite, measure.Machine{}, time.Now())
-	if len(r.Points) != 3*(4+3+3)+5+3 {
+	if len(r.Points) != 3*(4+3+3)+5+4 {
 		t.Errorf("%d points", len(r.Points))
 	}
 	for _, p := range r.Points {

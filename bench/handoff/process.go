@@ -50,7 +50,8 @@ func compareProcesses(ctx context.Context, b *measure.Bench, s sizes) error {
 	c = measure.Case{Name: "to another process, as fast as it goes", Unit: "records/s"}
 	note := fmt.Sprintf("%d records a write", batch)
 	return b.Compare(ctx, c,
-		measure.Contestant{System: "outbox, polled", Ours: true, Run: exchangeWith(b, job{Kind: outboxPolled, Records: s.sustained, Sustained: true})},
+		measure.Contestant{System: "outbox, polled each µs", Ours: true, Note: "the reader waits for a batch of as many as the peers write", Run: exchangeWith(b, job{Kind: outboxPolled, Records: s.sustained, Sustained: true, Resting: true})},
+		measure.Contestant{System: "outbox, polled", Ours: true, Note: "the reader takes each record at once", Run: exchangeWith(b, job{Kind: outboxPolled, Records: s.sustained, Sustained: true})},
 		measure.Contestant{System: "Unix socket", Note: note, Run: exchangeWith(b, job{Kind: socket, Records: s.sustained, Sustained: true})},
 		measure.Contestant{System: "pipe", Note: note, Run: exchangeWith(b, job{Kind: pipe, Records: s.sustained, Sustained: true})},
 	)

@@ -37,6 +37,7 @@ type job struct {
 	Records   int
 	Polled    bool // of a socket: reads without blocking
 	Sustained bool // tell only when the last record was seen
+	Resting   bool // of a polled outbox: look once a microsecond until a batch is there
 }
 
 // seen is what the reader's process answers.
@@ -130,9 +131,23 @@ func (w *watcher) await(r *outbox.Reader) error {
 	if w.Kind == outboxWaited {
 		return r.Wait(context.Background())
 	}
+	if w.Resting {
+		w.rest(r)
+		return nil
+	}
 	for r.Published() == r.Position() {
 	}
 	return nil
+}
+
+// rest returns when a batch is there, or what is left. A look takes the counter's
+// cache line away from the writer, so it looks no more than once a microsecond.
+func (w *watcher) rest(r *outbox.Reader) {
+	want := uint64(min(w.left, batch))
+	for r.Published()-r.Position() < want {
+		for until := w.clock.now() + 1000; w.clock.now() < until; {
+		}
+	}
 }
 
 func (w *watcher) readFile(fd int) error {

@@ -23,9 +23,9 @@ type sizes struct {
 }
 
 func run(ctx context.Context, b *measure.Bench) error {
-	s := sizes{publish: 4_000_000, stopped: 3_000_000, latency: 50_000, sustained: 5_000_000}
+	s := sizes{publish: 6_000_000, stopped: 2_000_000, latency: 50_000, sustained: 5_000_000}
 	if b.Quick {
-		s = sizes{publish: 3_000_000, stopped: 2_000_000, latency: 25_000, sustained: 4_000_000}
+		s = sizes{publish: 3_000_000, stopped: 1_000_000, latency: 25_000, sustained: 4_000_000}
 	}
 	return runSized(ctx, b, s)
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/countinghouse/countinghouse/bench/measure"
 	pb "github.com/countinghouse/countinghouse/exchange/exchangepb"
@@ -183,12 +184,15 @@ func unaryAtRate(calls []call, rate int, c callSizes) callTrial {
 				return nil
 			})
 		}
-		for i := range measured {
-			clock.awaitKindly(i)
-			due <- i
-		}
+		err := onThread(func() error {
+			for i := range measured {
+				clock.awaitKindly(i)
+				due <- i
+			}
+			return nil
+		})
 		close(due)
-		if err := workers.Wait(); err != nil {
+		if err := errors.Join(err, workers.Wait()); err != nil {
 			return measure.Sample{}, err
 		}
 		return atRateSample(total, before, len(measured)), nil
@@ -199,12 +203,34 @@ func atRateSample(h *measure.Histogram, before runtimeCounts, n int) measure.Sam
 	return measure.Sample{Value: float64(h.Latency().P50), Latency: h, More: readRuntime().since(before, n)}
 }
 
-// awaitKindly is await that lets other goroutines run.
+// nearby is how long before it is due a request is waited for without sleep.
+const nearby = 40 * time.Microsecond
+
+// awaitKindly is await that sleeps in the kernel as long as that is precise enough.
+// Go's own timers and runtime.Gosched would hold up what the network brings, which
+// is looked for when there is nothing else to do.
 func (s schedule) awaitKindly(i int) {
 	due := s.due(i)
-	for time.Since(s.start) < due {
-		runtime.Gosched()
+	for left := due - time.Since(s.start); left > 0; left = due - time.Since(s.start) {
+		if left > nearby {
+			ts := unix.NsecToTimespec(int64(left - nearby))
+			_ = unix.Nanosleep(&ts, nil) // if it is interrupted the loop goes on
+		}
 	}
+}
+
+// onThread runs f on a thread of its own, whose sleeps are precise.
+func onThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
+			done <- err
+			return
+		}
+		done <- f()
+	}()
+	return <-done
 }
 
 func unaryClosed(calls []call, callers int, c callSizes) callTrial {
@@ -286,13 +312,15 @@ func sessionAtRate(calls []call, rate int, c callSizes) callTrial {
 		first := measured[0].session.RequestId
 		clock := schedule{start: time.Now(), perSecond: rate}
 		err := talk(ctx, s, func(send func(*call) error) error {
-			for i := range measured {
-				clock.awaitKindly(i)
-				if err := send(&measured[i]); err != nil {
-					return err
+			return onThread(func() error {
+				for i := range measured {
+					clock.awaitKindly(i)
+					if err := send(&measured[i]); err != nil {
+						return err
+					}
 				}
-			}
-			return nil
+				return nil
+			})
 		}, func(id uint64) { h.Record(clock.late(int(id - first))) })
 		if err != nil {
 			return measure.Sample{}, err
