@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -164,23 +163,19 @@ func unaryAtRate(calls []call, rate int, c callSizes) callTrial {
 		if err := sendAll(ctx, s, ahead); err != nil {
 			return measure.Sample{}, err
 		}
-		before := readRuntime()
 		due := make(chan int, len(measured))
+		took := make([]time.Duration, len(measured)) // each call's own
+		before := readRuntime()
 		clock := schedule{start: time.Now(), perSecond: rate}
 		workers, ctx := errgroup.WithContext(ctx)
-		total, mu := measure.NewHistogram(), sync.Mutex{}
 		for range unaryWorkers {
 			workers.Go(func() error {
-				h := measure.NewHistogram()
 				for i := range due {
 					if err := measured[i].send(ctx, s.entry); err != nil {
 						return err
 					}
-					h.Record(clock.late(i))
+					took[i] = clock.late(i)
 				}
-				mu.Lock()
-				defer mu.Unlock()
-				total.Merge(h)
 				return nil
 			})
 		}
@@ -195,8 +190,21 @@ func unaryAtRate(calls []call, rate int, c callSizes) callTrial {
 		if err := errors.Join(err, workers.Wait()); err != nil {
 			return measure.Sample{}, err
 		}
-		return atRateSample(total, before, len(measured)), nil
+		more := readRuntime().since(before, len(measured))
+		h := histogram(took)
+		return measure.Sample{Value: float64(h.Latency().P50), Latency: h, More: more}, nil
 	}
+}
+
+// histogram is of the calls that were answered.
+func histogram(took []time.Duration) *measure.Histogram {
+	h := measure.NewHistogram()
+	for _, d := range took {
+		if d > 0 {
+			h.Record(d)
+		}
+	}
+	return h
 }
 
 func atRateSample(h *measure.Histogram, before runtimeCounts, n int) measure.Sample {
@@ -239,13 +247,12 @@ func unaryClosed(calls []call, callers int, c callSizes) callTrial {
 		if err := sendAll(ctx, s, ahead); err != nil {
 			return measure.Sample{}, err
 		}
+		took := make([]time.Duration, len(measured)) // each call's own
 		before, start := readRuntime(), time.Now()
 		var next atomic.Int64
 		workers, ctx := errgroup.WithContext(ctx)
-		total, mu := measure.NewHistogram(), sync.Mutex{}
 		for range callers {
 			workers.Go(func() error {
-				h := measure.NewHistogram()
 				for time.Since(start).Seconds() < c.seconds {
 					i := int(next.Add(1)) - 1
 					if i >= len(measured) {
@@ -255,24 +262,24 @@ func unaryClosed(calls []call, callers int, c callSizes) callTrial {
 					if err := measured[i].send(ctx, s.entry); err != nil {
 						return err
 					}
-					h.Record(time.Since(sent))
+					took[i] = time.Since(sent)
 				}
-				mu.Lock()
-				defer mu.Unlock()
-				total.Merge(h)
 				return nil
 			})
 		}
 		if err := workers.Wait(); err != nil {
 			return measure.Sample{}, err
 		}
-		return closedSample(total, before, time.Since(start)), nil
+		return closedSample(took, before, time.Since(start)), nil
 	}
 }
 
-func closedSample(h *measure.Histogram, before runtimeCounts, took time.Duration) measure.Sample {
+// closedSample is of the calls that were answered within elapsed.
+func closedSample(took []time.Duration, before runtimeCounts, elapsed time.Duration) measure.Sample {
+	after := readRuntime()
+	h := histogram(took)
 	done := int(h.Latency().Samples)
-	return measure.Sample{Value: float64(done) / took.Seconds(), Latency: h, More: readRuntime().since(before, done)}
+	return measure.Sample{Value: float64(done) / elapsed.Seconds(), Latency: h, More: after.since(before, done)}
 }
 
 // talk opens a session. send is called with what sends a call and must return when
@@ -335,9 +342,10 @@ func sessionClosed(calls []call, window int, c callSizes) callTrial {
 		if err := sendAll(ctx, s, ahead); err != nil {
 			return measure.Sample{}, err
 		}
-		h, before, start := measure.NewHistogram(), readRuntime(), time.Now()
-		first := measured[0].session.RequestId
 		sent := make([]atomic.Int64, len(measured)) // nanoseconds after start
+		took := make([]time.Duration, len(measured))
+		first := measured[0].session.RequestId
+		before, start := readRuntime(), time.Now()
 		places := make(chan struct{}, window)
 		err := talk(ctx, s, func(send func(*call) error) error {
 			for i := range measured {
@@ -357,12 +365,12 @@ func sessionClosed(calls []call, window int, c callSizes) callTrial {
 			}
 			return nil
 		}, func(id uint64) {
-			h.Record(time.Since(start) - time.Duration(sent[id-first].Load()))
+			took[id-first] = time.Since(start) - time.Duration(sent[id-first].Load())
 			<-places
 		})
 		if err != nil {
 			return measure.Sample{}, err
 		}
-		return closedSample(h, before, time.Since(start)), nil
+		return closedSample(took, before, time.Since(start)), nil
 	}
 }
