@@ -26,7 +26,7 @@ import (
 )
 
 // suites in the order in which they run.
-var suites = []measure.Suite{handoff.Suite, orders.Suite, ingest.Suite()}
+var suites = []measure.Suite{handoff.Suite(), orders.Suite(), ingest.Suite()}
 
 const (
 	exitFailed = 1

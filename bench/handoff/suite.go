@@ -7,11 +7,13 @@ import (
 	"github.com/countinghouse/countinghouse/bench/measure"
 )
 
-// Suite compares the outbox with channels, queues, sockets and pipes.
-var Suite = measure.Suite{
-	Name:  "handoff",
-	About: "one 128-byte notification off the trading path: cost to the publisher, and time until another process sees it",
-	Run:   run,
+// Suite returns what compares the outbox with channels, queues, sockets and pipes.
+func Suite() measure.Suite {
+	return measure.Suite{
+		Name:  "handoff",
+		About: "one 128-byte notification off the trading path: cost to the publisher, and time until another process sees it",
+		Run:   run,
+	}
 }
 
 // sizes are the numbers of records of one run.

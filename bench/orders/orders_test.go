@@ -22,7 +22,7 @@ func TestSuite(t *testing.T) {
 	if err := runSized(t.Context(), b, s); err != nil {
 		t.Fatal(err)
 	}
-	r := b.Report(Suite, measure.Machine{}, time.Now())
+	r := b.Report(Suite(), measure.Machine{}, time.Now())
 	if len(r.Points) != 3*3+4*2 {
 		t.Errorf("%d points", len(r.Points))
 	}

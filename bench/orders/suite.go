@@ -7,11 +7,13 @@ import (
 	"github.com/countinghouse/countinghouse/bench/measure"
 )
 
-// Suite measures orders, in process and over gRPC.
-var Suite = measure.Suite{
-	Name:  "orders",
-	About: "from an order to its answer, with risk, accounts, matching and published records, in process and over gRPC",
-	Run:   run,
+// Suite returns what measures orders, in process and over gRPC.
+func Suite() measure.Suite {
+	return measure.Suite{
+		Name:  "orders",
+		About: "from an order to its answer, with risk, accounts, matching and published records, in process and over gRPC",
+		Run:   run,
+	}
 }
 
 // sizes are the numbers of requests of one run.
