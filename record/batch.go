@@ -136,12 +136,18 @@ func batchCRC(b []byte) uint32 {
 // checkRun reports whether rs are valid records of one instrument with seqs
 // that ascend from first without a gap.
 func checkRun(rs []Record, instrument Symbol, first uint64) error {
+	if err := instrument.Check(); err != nil {
+		return err
+	}
 	for i := range rs {
 		r := &rs[i]
-		if err := r.Check(); err != nil {
+		if err := r.checkHeader(); err != nil {
 			return err
 		}
 		if r.Instrument != instrument {
+			if err := r.Instrument.Check(); err != nil {
+				return err
+			}
 			return fmt.Errorf("batch %s: %w: record %d is of instrument %s", instrument, ErrCorrupt, i, r.Instrument)
 		}
 		if r.Seq != first+uint64(i) {
