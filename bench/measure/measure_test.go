@@ -81,3 +81,30 @@ func TestNumbers(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatIsToBeKnownOfASystemIsPrintedOnce(t *testing.T) {
+	b := &Bench{Runs: 1, Progress: io.Discard}
+	who := func() Contestant {
+		c := runs("log", true, 1)
+		c.Durable, c.Note = "fdatasync returned", strings.Repeat("many words ", 20)
+		return c
+	}
+	for _, name := range []string{"a", "b"} {
+		if err := b.Compare(t.Context(), Case{Name: name, Unit: "ns"}, who()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var out strings.Builder
+	r := b.Report(Suite{Name: "s"}, Machine{}, time.Now())
+	if err := r.Print(&out); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(out.String(), "fdatasync returned"); n != 1 {
+		t.Errorf("printed %d times:\n%s", n, out.String())
+	}
+	for line := range strings.Lines(out.String()) {
+		if len(strings.TrimRight(line, "\n")) > lineWidth {
+			t.Errorf("line of %d: %s", len(line), line)
+		}
+	}
+}

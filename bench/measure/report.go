@@ -6,9 +6,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 )
 
 // Report is everything that one suite measured.
@@ -99,7 +101,7 @@ func (r *Report) Print(w io.Writer) error {
 		}
 		start = end
 	}
-	return nil
+	return printLegend(w, r.Points)
 }
 
 func printCase(w io.Writer, points []Point) error {
@@ -119,7 +121,7 @@ func printCase(w io.Writer, points []Point) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	return printNotes(w, points)
+	return printMore(w, points)
 }
 
 // ratio is marked with ~ where the difference is not decided.
@@ -141,24 +143,62 @@ func latencies(l *Latency) string {
 	return fmt.Sprintf("%s\t%s\t%s\t%s\t", span(l.P50), span(l.P99), span(l.P999), span(l.Max))
 }
 
-func printNotes(w io.Writer, points []Point) error {
+// printMore writes the further figures of a case.
+func printMore(w io.Writer, points []Point) error {
 	for _, p := range points {
 		var parts []string
-		if p.Durable != "" {
-			parts = append(parts, p.Durable)
-		}
-		if p.Note != "" {
-			parts = append(parts, p.Note)
-		}
 		for _, name := range sortedKeys(p.More) {
 			parts = append(parts, name+" "+Number(p.More[name]))
 		}
 		if len(parts) == 0 {
 			continue
 		}
-		if _, err := fmt.Fprintf(w, "    %s: %s\n", p.System, strings.Join(parts, "; ")); err != nil {
+		if err := printWrapped(w, "    "+p.System+": ", strings.Join(parts, "; ")); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// printLegend writes once what is to be known of each contestant.
+func printLegend(w io.Writer, points []Point) error {
+	seen := map[string]bool{}
+	for _, p := range points {
+		text := strings.Join(slices.DeleteFunc([]string{p.Durable, p.Note}, func(s string) bool { return s == "" }), "; ")
+		if text == "" || seen[p.System+text] {
+			continue
+		}
+		if len(seen) == 0 {
+			if _, err := fmt.Fprintln(w); err != nil {
+				return err
+			}
+		}
+		seen[p.System+text] = true
+		if err := printWrapped(w, "  "+p.System+": ", text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lineWidth is what a terminal shows of a line without breaking it.
+const lineWidth = 100
+
+// printWrapped writes text behind head, in lines that are broken between words.
+func printWrapped(w io.Writer, head, text string) error {
+	indent := strings.Repeat(" ", len(head)-len(strings.TrimLeft(head, " "))+2)
+	line := head
+	for i, word := range strings.Fields(text) {
+		if i > 0 && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > lineWidth {
+			if _, err := fmt.Fprintln(w, strings.TrimRight(line, " ")); err != nil {
+				return err
+			}
+			line = indent
+		} else if i > 0 {
+			line += " "
+		}
+		line += word
+	}
+	_, err := fmt.Fprintln(w, strings.TrimRight(line, " "))
+	return err
 }
