@@ -1,6 +1,7 @@
 package storagenode_test
 
 import (
+	"fmt"
 	"syscall"
 	"testing"
 	"time"
@@ -18,6 +19,32 @@ func BenchmarkAppend(b *testing.B) {
 		for _, logStore := range []replica.LogStore{replica.LogStoreWAL, replica.LogStoreBolt} {
 			b.Run(name+"/"+string(logStore), func(b *testing.B) { benchmarkAppend(b, n, logStore) })
 		}
+	}
+}
+
+// BenchmarkCommit sends one batch at a time to a shard of three members that share this
+// process and one disk: an operation is the way of a batch to a quorum's disks and back.
+func BenchmarkCommit(b *testing.B) {
+	for _, size := range []int{1, 100, 1000} {
+		b.Run(fmt.Sprintf("%d records", size), func(b *testing.B) {
+			c := newCluster(b, 3, func(cfg *replica.Config) { forBenchmark(cfg, replica.LogStoreWAL) })
+			leader := c.leader()
+			open(b, leader, "A", 1)
+			stream, err := leader.ingest().Append(testContext(b))
+			if err != nil {
+				b.Fatal(err)
+			}
+			var seq uint64 = 1
+			for b.Loop() {
+				if err := stream.Send(&storagepb.AppendRequest{Batch: batch(b, "A", 1, seq, size)}); err != nil {
+					b.Fatal(err)
+				}
+				if r, err := stream.Recv(); err != nil || r.Refusal != nil {
+					b.Fatal(r, err)
+				}
+				seq += uint64(size)
+			}
+		})
 	}
 }
 

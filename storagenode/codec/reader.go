@@ -140,7 +140,7 @@ func (r *reader) discard(n int) { r.copyTo(func([]byte) {}, n) }
 // skip passes over a field of no interest. Groups, which no message here ever had,
 // are refused.
 func (r *reader) skip(_ protowire.Number, typ protowire.Type) {
-	n := 0
+	var n int
 	switch typ {
 	case protowire.VarintType:
 		r.varint()
