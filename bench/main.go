@@ -19,14 +19,16 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/countinghouse/countinghouse/bench/child"
 	"github.com/countinghouse/countinghouse/bench/handoff"
 	"github.com/countinghouse/countinghouse/bench/ingest"
 	"github.com/countinghouse/countinghouse/bench/measure"
 	"github.com/countinghouse/countinghouse/bench/orders"
+	"github.com/countinghouse/countinghouse/bench/reads"
 )
 
 // suites in the order in which they run.
-var suites = []measure.Suite{handoff.Suite(), orders.Suite(), ingest.Suite()}
+var suites = []measure.Suite{handoff.Suite(), orders.Suite(), ingest.Suite(), reads.Suite()}
 
 const (
 	exitFailed = 1
@@ -34,6 +36,7 @@ const (
 )
 
 func main() {
+	child.Main()
 	if was, err := handoff.ReadElsewhere(); was {
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
