@@ -105,6 +105,55 @@ func (r *Record) hasAccount(id uint64) bool {
 	return false
 }
 
+// IndexID returns the position of the first record in rs that HasID, or −1.
+//
+// Ids are rare, and types follow each other in no order that a processor could
+// foresee. So the words where an id of the kind may stand are compared first, whatever
+// the record's type is: these branches are hardly ever taken.
+func IndexID(rs []Record, id ID) int {
+	if id.Value == 0 {
+		return -1
+	}
+	switch id.Kind {
+	case OrderID:
+		return indexOrder(rs, id.Value)
+	case TradeID:
+		return indexTrade(rs, id.Value)
+	case AccountID:
+		return indexAccount(rs, id.Value)
+	}
+	return -1
+}
+
+func indexOrder(rs []Record, id uint64) int {
+	for i := range rs {
+		t, o := rs[i].TradeExecuted(), rs[i].OrderInsert()
+		if (o.OrderID == id || t.MakerOrderID == id || t.TakerOrderID == id) && rs[i].hasOrder(id) {
+			return i
+		}
+	}
+	return -1
+}
+
+func indexTrade(rs []Record, id uint64) int {
+	for i := range rs {
+		if rs[i].TradeExecuted().TradeID == id && rs[i].Type == TypeTradeExecuted {
+			return i
+		}
+	}
+	return -1
+}
+
+func indexAccount(rs []Record, id uint64) int {
+	for i := range rs {
+		a, o, t := rs[i].AccountOpened(), rs[i].OrderInsert(), rs[i].TradeExecuted()
+		if (a.Account == id || o.Account == id || t.MakerAccount == id || t.TakerAccount == id) && rs[i].hasAccount(id) {
+			return i
+		}
+	}
+	return -1
+}
+
 // The offsets that IDs, hasOrder and hasAccount rely on.
 var (
 	_ = [1]struct{}{}[unsafe.Offsetof(OrderInsert{}.OrderID)-unsafe.Offsetof(OrderCancel{}.OrderID)]

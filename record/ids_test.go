@@ -1,6 +1,7 @@
 package record
 
 import (
+	"math/rand/v2"
 	"slices"
 	"testing"
 )
@@ -37,5 +38,35 @@ func TestIDs(t *testing.T) {
 	var ids [MaxIDs]ID
 	if n := zero.IDs(&ids); n != 0 {
 		t.Errorf("ids of value 0 are not ids, got %d", n)
+	}
+}
+
+// IndexID finds what HasID says, for records of any type with the same few numbers in
+// all their words.
+func TestIndexID(t *testing.T) {
+	const seed = 1
+	rng := rand.New(rand.NewPCG(seed, 2))
+	found := map[IDKind]int{}
+	for round := range 20_000 {
+		rs := make([]Record, rng.IntN(6))
+		for i := range rs {
+			rs[i].Type = Type(rng.IntN(int(TypeHistoryCut) + 2))
+			for w := 0; w < BodySize; w += 8 {
+				rs[i].Body[w] = byte(rng.IntN(8))
+			}
+		}
+		for kind := range AccountID + 2 {
+			id := ID{kind, rng.Uint64N(8)}
+			want := slices.IndexFunc(rs, func(r Record) bool { return r.HasID(id) })
+			if got := IndexID(rs, id); got != want {
+				t.Fatalf("seed %d, round %d: %s %d in %v: got %d, expected %d", seed, round, kind, id.Value, rs, got, want)
+			}
+			if want >= 0 {
+				found[kind]++
+			}
+		}
+	}
+	if found[OrderID] == 0 || found[TradeID] == 0 || found[AccountID] == 0 || len(found) != 3 {
+		t.Errorf("found by kind: %v", found)
 	}
 }

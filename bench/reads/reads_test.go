@@ -2,6 +2,7 @@ package reads
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -144,5 +145,35 @@ func TestAStopwatchCountsEveryBatchOnce(t *testing.T) {
 	failed <- io.ErrUnexpectedEOF
 	if _, err := w.sample(t.Context(), failed); err == nil || !strings.Contains(err.Error(), "follower") {
 		t.Errorf("%v", err)
+	}
+}
+
+// BenchmarkByID is for a profile of one engine: -bench ByID/countinghouse -cpuprofile.
+func BenchmarkByID(b *testing.B) {
+	s := &suite{bench: &measure.Bench{Progress: io.Discard}, size: size{records: 1_000_000}, dir: b.TempDir()}
+	defer func() {
+		if err := s.close(); err != nil {
+			b.Error(err)
+		}
+	}()
+	if err := s.build(); err != nil {
+		b.Fatal(err)
+	}
+	for _, f := range s.engines {
+		if err := errors.Join(f.fill(50_000), f.warm(b.Context())); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, f := range s.engines {
+		for _, kind := range []record.IDKind{record.OrderID, record.TradeID} {
+			b.Run(f.system+"/"+kind.String(), func(b *testing.B) {
+				r := point(f, kind)
+				for b.Loop() {
+					if _, err := r(b.Context()); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
 	}
 }

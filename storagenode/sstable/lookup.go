@@ -55,19 +55,21 @@ func (t *Table) search(block int, id record.ID, st *LookupStats, yield func([]re
 // Select calls yield with each run of neighbours in rs that carry id, and
 // reports whether there was one.
 func Select(rs []record.Record, id record.ID, yield func([]record.Record) error) (found bool, err error) {
-	for i := 0; i < len(rs); i++ {
-		if !rs[i].HasID(id) {
-			continue
+	for {
+		start := record.IndexID(rs, id)
+		if start < 0 {
+			return found, nil
 		}
-		start := i
-		for i++; i < len(rs) && rs[i].HasID(id); i++ {
+		end := start + 1
+		for end < len(rs) && rs[end].HasID(id) {
+			end++
 		}
 		found = true
-		if err := yield(rs[start:i]); err != nil {
+		if err := yield(rs[start:end]); err != nil {
 			return true, err
 		}
+		rs = rs[end:]
 	}
-	return found, nil
 }
 
 // candidates returns the blocks of group g that may hold the id with the given

@@ -98,7 +98,7 @@ func (g *search) instrument(in *instrument) error {
 		next = t.meta.last + 1
 	}
 	for _, r := range v.runs {
-		if r.indexed().ids.Has(g.id) {
+		if r.indexed().has(g.id) {
 			if err := g.batches(r.batches); err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"math"
 	"slices"
 	"sort"
 	"sync/atomic"
@@ -48,8 +49,26 @@ type run struct {
 // runIndex is made when a run is first searched; runs that nobody searches
 // before they are flushed cost nothing.
 type runIndex struct {
+	ranges           [record.AccountID]idRange // by record.IDKind − 1
 	ids              *sstable.Bloom
 	minTime, maxTime int64
+}
+
+// idRange is the least and greatest id of one kind; of none, one that holds nothing.
+type idRange struct{ min, max uint64 }
+
+// has reports whether the run may hold id; false is certain. Ids rise with time, so
+// that most of those that are asked for are below the range of what is still in
+// memory: that spares the filter's lines of memory.
+func (x *runIndex) has(id record.ID) bool {
+	r := &x.ranges[id.Kind-1]
+	return id.Value >= r.min && id.Value <= r.max && x.ids.Has(id)
+}
+
+func (x *runIndex) add(id record.ID) {
+	r := &x.ranges[id.Kind-1]
+	r.min, r.max = min(r.min, id.Value), max(r.max, id.Value)
+	x.ids.Add(id)
 }
 
 func (r *run) indexed() *runIndex {
@@ -70,11 +89,14 @@ func makeRunIndex(batches [][]record.Record) *runIndex {
 		}
 	}
 	x := &runIndex{ids: sstable.NewBloom(n), minTime: batches[0][0].Time, maxTime: batches[0][0].Time}
+	for i := range x.ranges {
+		x.ranges[i].min = math.MaxUint64
+	}
 	for _, rs := range batches {
 		for i := range rs {
 			x.minTime, x.maxTime = min(x.minTime, rs[i].Time), max(x.maxTime, rs[i].Time)
 			for _, id := range ids[:rs[i].IDs(&ids)] {
-				x.ids.Add(id)
+				x.add(id)
 			}
 		}
 	}
