@@ -25,10 +25,11 @@ import (
 	"github.com/countinghouse/countinghouse/bench/measure"
 	"github.com/countinghouse/countinghouse/bench/orders"
 	"github.com/countinghouse/countinghouse/bench/reads"
+	"github.com/countinghouse/countinghouse/bench/recovery"
 )
 
 // suites in the order in which they run.
-var suites = []measure.Suite{handoff.Suite(), orders.Suite(), ingest.Suite(), reads.Suite()}
+var suites = []measure.Suite{handoff.Suite(), orders.Suite(), ingest.Suite(), reads.Suite(), recovery.Suite()}
 
 const (
 	exitFailed = 1

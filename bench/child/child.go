@@ -5,7 +5,6 @@ package child
 import (
 	"context"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/countinghouse/countinghouse/bench/history"
@@ -37,7 +36,6 @@ const (
 // goroutine, but those of Client.
 type Node struct {
 	Client  *client.Client
-	Dir     string // of the node's data
 	Streams []history.Stream
 
 	cluster *localcluster.Cluster
@@ -61,7 +59,7 @@ func Start(ctx context.Context, dir string, streams []history.Stream, args ...st
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{Dir: c.Members()[0].DataDir, Streams: streams, cluster: c}
+	n := &Node{Streams: streams, cluster: c}
 	if n.Client, err = client.New(c.Map(), client.Options{RetryPauseMin: pollTime, RetryPauseMax: 5 * pollTime}); err != nil {
 		c.Close()
 		return nil, err
@@ -91,19 +89,21 @@ func (n *Node) Snapshot(ctx context.Context) error {
 	return err
 }
 
-// Join starts a second node with an empty directory and adds it to the shard as a
-// learner. It returns the learner's id.
-func (n *Node) Join(ctx context.Context, id string) error {
+// Join starts a second node with an empty directory, and returns what adds it to the
+// shard as a learner.
+func (n *Node) Join(ctx context.Context, id string) (add func(context.Context) error, err error) {
 	m, err := n.cluster.JoinNode(ctx, shard, id)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	_, err = n.Client.AddLearner(ctx, shard, id, m.Address, 0)
-	return err
+	if err := n.Client.SetMembers(shard, append(n.Client.Members(shard), client.Member{ID: id, Address: m.Address})); err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error {
+		_, err := n.Client.AddLearner(ctx, shard, id, m.Address, 0)
+		return err
+	}, nil
 }
-
-// LogTail returns the last lines that the node has printed.
-func (n *Node) LogTail() string { return n.cluster.LogTail(n.id()) }
 
 // LastSeqs returns the last seq of each stream as a member sees it, the leader for "".
 func (n *Node) LastSeqs(ctx context.Context, member string) ([]uint64, error) {
@@ -132,21 +132,6 @@ func (n *Node) TableRecords(ctx context.Context) (records uint64, err error) {
 		records += st.TableRecords
 	}
 	return records, nil
-}
-
-// FilesSize returns the bytes of all files under dir.
-func FilesSize(dir string) (bytes int64, err error) {
-	err = filepath.WalkDir(dir, func(_ string, e os.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
-			return err
-		}
-		info, err := e.Info()
-		if err == nil {
-			bytes += info.Size()
-		}
-		return err
-	})
-	return bytes, err
 }
 
 // id of the shard's first member.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/client"
 )
 
@@ -19,8 +20,9 @@ type Writer struct {
 
 // Load says what a Writer sends.
 type Load struct {
-	Batch    int           // records
-	Batches  int           // 0: until the context ends
+	Batch    int // records
+	Batches  int
+	Endless  bool          // instead of Batches: until the context ends
 	Interval time.Duration // between two batches; 0: as fast as they are taken
 	// Acked, if set, is called after each answer with the stream, the batch's last seq
 	// and how long it took since the batch was due.
@@ -95,7 +97,7 @@ func (w *Writer) Write(ctx context.Context, l Load) error {
 
 func (w *Writer) send(ctx context.Context, appender *client.Appender, l Load, way chan<- sent) error {
 	due := time.Now()
-	for i := 0; (l.Batches == 0 || i < l.Batches) && ctx.Err() == nil; i++ {
+	for i := 0; (l.Endless || i < l.Batches) && ctx.Err() == nil; i++ {
 		if l.Interval > 0 {
 			due = due.Add(l.Interval)
 			time.Sleep(time.Until(due))
@@ -147,7 +149,5 @@ func receive(appender *client.Appender, l Load, way <-chan sent) error {
 
 // BatchesFor returns how many batches of so many records hold so many bytes of records.
 func BatchesFor(bytes int64, batch int) int {
-	return int((bytes + int64(batch)*recordSize - 1) / (int64(batch) * recordSize))
+	return int((bytes + int64(batch)*record.Size - 1) / (int64(batch) * record.Size))
 }
-
-const recordSize = 128

@@ -93,7 +93,7 @@ func (r *remote) beside(ctx context.Context, do func(context.Context) (measure.S
 	var wg sync.WaitGroup
 	var writeErr error
 	wg.Go(func() {
-		writeErr = r.write(writeCtx, child.Load{Batch: writeRecords, Interval: writeTick})
+		writeErr = r.write(writeCtx, child.Load{Batch: writeRecords, Endless: true, Interval: writeTick})
 	})
 	s, err := do(ctx)
 	cancel()
