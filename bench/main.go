@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/countinghouse/countinghouse/bench/child"
+	"github.com/countinghouse/countinghouse/bench/growth"
 	"github.com/countinghouse/countinghouse/bench/handoff"
 	"github.com/countinghouse/countinghouse/bench/ingest"
 	"github.com/countinghouse/countinghouse/bench/measure"
@@ -29,7 +30,7 @@ import (
 )
 
 // suites in the order in which they run.
-var suites = []measure.Suite{handoff.Suite(), orders.Suite(), ingest.Suite(), reads.Suite(), recovery.Suite()}
+var suites = []measure.Suite{handoff.Suite(), orders.Suite(), ingest.Suite(), reads.Suite(), recovery.Suite(), growth.Suite()}
 
 const (
 	exitFailed = 1

@@ -4,6 +4,7 @@ package child
 
 import (
 	"context"
+	"errors"
 	"os"
 	"time"
 
@@ -30,6 +31,7 @@ const (
 	// twice that. No other voter is there whom a short time could trouble.
 	heartbeat = "100ms"
 	pollTime  = time.Millisecond
+	ownedTime = 30 * time.Second
 )
 
 // Node is a shard of one replica in a process of its own. Its methods are for one
@@ -41,7 +43,8 @@ type Node struct {
 	cluster *localcluster.Cluster
 }
 
-// Start starts a node in dir with further flags and waits until it leads.
+// Start starts a node in dir with further flags and waits until it leads
+// and takes records.
 func Start(ctx context.Context, dir string, streams []history.Stream, args ...string) (*Node, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -64,11 +67,29 @@ func Start(ctx context.Context, dir string, streams []history.Stream, args ...st
 		c.Close()
 		return nil, err
 	}
-	if err := c.AwaitLeaders(ctx); err != nil {
+	if err := errors.Join(c.AwaitLeaders(ctx), n.awaitInstruments(ctx)); err != nil {
 		n.Close()
 		return nil, err
 	}
 	return n, nil
+}
+
+// awaitInstruments waits until the shard owns its instruments, which its first leader
+// sees to once it leads.
+func (n *Node) awaitInstruments(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, ownedTime)
+	defer cancel()
+	for {
+		answer, err := n.Client.Instruments(ctx, shard, client.Replica{})
+		if err == nil && len(answer.Instruments) == len(n.Streams) {
+			return nil
+		}
+		select {
+		case <-time.After(pollTime):
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		}
+	}
 }
 
 // Close kills the node and the learner.
