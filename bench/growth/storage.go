@@ -2,6 +2,7 @@ package growth
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/countinghouse/countinghouse/bench/calm"
 	"github.com/countinghouse/countinghouse/bench/history"
 	"github.com/countinghouse/countinghouse/bench/measure"
 	"github.com/countinghouse/countinghouse/record"
@@ -162,11 +164,14 @@ func readFrom(ctx context.Context, dir string, records, reads int) (out measure.
 			return out, err
 		}
 	}
-	if err := s.settle(); err != nil {
+	if err := errors.Join(s.Flush(), calm.AwaitWrites(ctx)); err != nil {
 		return out, err
 	}
 	_, open, err := s.reopen()
 	if err != nil {
+		return out, err
+	}
+	if err := errors.Join(calm.AwaitWrites(ctx), s.warm()); err != nil {
 		return out, err
 	}
 	st, err := s.Stats(s.streams[0].Symbol)
@@ -205,6 +210,18 @@ func readFrom(ctx context.Context, dir string, records, reads int) (out measure.
 	return out, nil
 }
 
+// warm reads all records once.
+func (s *shard) warm() error {
+	it, err := s.Scan(s.streams[0].Symbol, store.ScanOptions{})
+	if err != nil {
+		return err
+	}
+	defer it.Close()
+	for it.Next() {
+	}
+	return it.Err()
+}
+
 // idMax is above every id that is given.
 const idMax = 1<<64 - 1
 
@@ -221,23 +238,4 @@ func (s *shard) read(ctx context.Context, order uint64, there bool) (time.Durati
 		err = fmt.Errorf("%d records of order %d", found, order)
 	}
 	return took, err
-}
-
-// settle flushes, and waits until no merge has changed the tables for a while.
-func (s *shard) settle() error {
-	if err := s.Flush(); err != nil {
-		return err
-	}
-	const pause, calmMin = 10 * time.Millisecond, 40
-	for tables, calm := -1, 0; calm < calmMin; calm++ {
-		st, err := s.Stats(s.streams[0].Symbol)
-		if err != nil {
-			return err
-		}
-		if st.Tables != tables {
-			tables, calm = st.Tables, 0
-		}
-		time.Sleep(pause)
-	}
-	return nil
 }

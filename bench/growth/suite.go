@@ -51,7 +51,7 @@ func runSize(ctx context.Context, b *measure.Bench, z size) error {
 
 const (
 	exponent     = "growth exponent"
-	exponentNote = exponent + ": of the time of as many operations as there are things, from the row before to this one; 1 is linear, up to 1.2 is what larger memory costs, above it is superlinear"
+	exponentNote = exponent + ": of the time of as many operations as there are things, from the row before to this one; 1 is linear, what no cache holds any more makes it up to 1.5, and 2 is an operation that walks through all things"
 )
 
 // row measures one number of things: the time for one operation, and further figures.

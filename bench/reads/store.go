@@ -2,10 +2,11 @@ package reads
 
 import (
 	"context"
-	"time"
+	"errors"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/countinghouse/countinghouse/bench/calm"
 	"github.com/countinghouse/countinghouse/bench/history"
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/store"
@@ -99,24 +100,8 @@ func (o *ours) follow(ctx context.Context, stream int, from uint64, seen func(ui
 	}
 }
 
-// flush waits until no merge has changed the tables for a while: the store does not
-// say when it has nothing left to merge.
 func (o *ours) flush() error {
-	if err := o.shard.Flush(); err != nil {
-		return err
-	}
-	const pause, calmMin = 10 * time.Millisecond, 30
-	for tables, calm := -1, 0; calm < calmMin; calm++ {
-		n := 0
-		for _, st := range o.shard.Instruments() {
-			n += st.Tables
-		}
-		if n != tables {
-			tables, calm = n, 0
-		}
-		time.Sleep(pause)
-	}
-	return nil
+	return errors.Join(o.shard.Flush(), calm.AwaitWrites(context.Background()))
 }
 
 func (o *ours) reopen(between func(dir string) error) error {
