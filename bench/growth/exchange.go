@@ -187,7 +187,9 @@ func idle(ctx context.Context, dir string, shards int, d time.Duration) (out mea
 	go func() { ended <- s.Run(ctx) }()
 	defer func() {
 		cancel()
-		<-ended // with ctx's error, or none
+		if runErr := <-ended; !errors.Is(runErr, context.Canceled) {
+			err = errors.Join(err, runErr)
+		}
 	}()
 	if err := s.WaitDrained(ctx); err != nil {
 		return out, err

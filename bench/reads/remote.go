@@ -145,7 +145,9 @@ func (r *remote) tail(ctx context.Context, d time.Duration) (measure.Sample, err
 		return s, err
 	}
 	cancel()
-	<-failed // with ctx's error
+	if err := <-failed; !errors.Is(err, context.Canceled) {
+		return s, fmt.Errorf("the follower ended: %w", err)
+	}
 	l := acked.Latency()
 	s.More = map[string]float64{"acknowledged p50 µs": float64(l.P50) / 1e3, "acknowledged p99 µs": float64(l.P99) / 1e3}
 	return s, nil

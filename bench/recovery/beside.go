@@ -32,7 +32,7 @@ func snapshots(ctx context.Context, b *measure.Bench, z size) error {
 }
 
 func snapshotSample(ctx context.Context, dir string, bytes int64) (measure.Sample, error) {
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	m, err := start(ctx, dir, "--snapshot-send-bytes-per-second", "-1", "--trailing-entries", "1")
 	if err != nil {
 		return measure.Sample{}, err
@@ -97,7 +97,7 @@ func writers(ctx context.Context, b *measure.Bench, z size) error {
 }
 
 func writersSample(ctx context.Context, dir string, window time.Duration, memtable string, snapshots bool) (measure.Sample, error) {
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	m, err := start(ctx, dir, "--memtable-bytes", memtable)
 	if err != nil {
 		return measure.Sample{}, err

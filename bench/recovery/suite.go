@@ -243,7 +243,7 @@ func replays(ctx context.Context, b *measure.Bench, z size) error {
 }
 
 func replaySample(ctx context.Context, dir string, bytes int64) (measure.Sample, error) {
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	m, err := start(ctx, dir, "--memtable-bytes", "1000000000")
 	if err != nil {
 		return measure.Sample{}, err
