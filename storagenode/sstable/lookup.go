@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"math/bits"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/countinghouse/countinghouse/record"
 )
 
@@ -75,6 +77,9 @@ func Select(rs []record.Record, id record.ID, yield func([]record.Record) error)
 // candidates returns the blocks of group g that may hold the id with the given
 // hash.
 func (t *Table) candidates(g int, hash uint64) (candidates, error) {
+	if t.mapped != nil && !t.filterAsked.Swap(true) { // rows lie far apart
+		advise(t.mapped[t.foot.filterOff:][:t.foot.filterLen], unix.MADV_WILLNEED)
+	}
 	group := t.group(g)
 	var c candidates
 	for block := range min(groupBlocks, t.Blocks()-g*groupBlocks) {

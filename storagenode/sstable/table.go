@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"sync/atomic"
+	"unsafe"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"golang.org/x/sys/unix"
@@ -29,6 +31,8 @@ type Table struct {
 	// package while its bit is clear.
 	blockOK []atomic.Uint64
 	pageOK  []atomic.Uint64
+
+	filterAsked atomic.Bool // the kernel was asked to read the filters ahead
 }
 
 // Open opens a table and checks footer and index. A mapped table holds no file
@@ -152,6 +156,17 @@ func (t *Table) mmap() error {
 	return nil
 }
 
+// advise tells the kernel what is about to be read of the mapping, so that it reads it
+// as a whole and not page by page. It changes nothing else: what the disk can not
+// deliver, or a kernel does not know, shows when the bytes are read.
+func advise(b []byte, advice int) {
+	if len(b) == 0 {
+		return
+	}
+	before := int(uintptr(unsafe.Pointer(&b[0])) % uintptr(os.Getpagesize()))
+	_ = unix.Madvise(unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(&b[0]), -before)), len(b)+before), advice)
+}
+
 // Close releases the mapping; records that were handed out are no longer valid.
 func (t *Table) Close() error {
 	var err error
@@ -238,6 +253,7 @@ func (t *Table) Block(i int) ([]record.Record, error) {
 	}
 	b := t.mapped[off : off+int64(size)]
 	if ok := &t.blockOK[i/64]; ok.Load()&(1<<(i%64)) == 0 {
+		advise(b, unix.MADV_POPULATE_READ)
 		got, err := t.checksum(b)
 		if err != nil {
 			return nil, t.blockError(i, err)
