@@ -160,21 +160,26 @@ func printMore(w io.Writer, points []Point) error {
 	return nil
 }
 
-// printLegend writes once what is to be known of each contestant.
+// printLegend writes once what is to be known of the contestants.
 func printLegend(w io.Writer, points []Point) error {
-	seen := map[string]bool{}
+	var texts []string
+	systems := map[string][]string{}
 	for _, p := range points {
 		text := strings.Join(slices.DeleteFunc([]string{p.Durable, p.Note}, func(s string) bool { return s == "" }), "; ")
-		if text == "" || seen[p.System+text] {
+		if text == "" || slices.Contains(systems[text], p.System) {
 			continue
 		}
-		if len(seen) == 0 {
-			if _, err := fmt.Fprintln(w); err != nil {
-				return err
-			}
+		if systems[text] == nil {
+			texts = append(texts, text)
 		}
-		seen[p.System+text] = true
-		if err := printWrapped(w, "  "+p.System+": ", text); err != nil {
+		systems[text] = append(systems[text], p.System)
+	}
+	for i, text := range texts {
+		head := "  " + strings.Join(systems[text], ", ") + ": "
+		if i == 0 {
+			head = "\n" + head
+		}
+		if err := printWrapped(w, head, text); err != nil {
 			return err
 		}
 	}
@@ -186,7 +191,8 @@ const lineWidth = 100
 
 // printWrapped writes text behind head, in lines that are broken between words.
 func printWrapped(w io.Writer, head, text string) error {
-	indent := strings.Repeat(" ", len(head)-len(strings.TrimLeft(head, " "))+2)
+	margin := strings.TrimPrefix(head, "\n")
+	indent := strings.Repeat(" ", len(margin)-len(strings.TrimLeft(margin, " "))+2)
 	line := head
 	for i, word := range strings.Fields(text) {
 		if i > 0 && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > lineWidth {
