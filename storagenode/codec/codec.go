@@ -64,7 +64,7 @@ func unmarshalBatch(data mem.BufferSlice, m *storagepb.AppendRequest) error {
 		if num == batchField && typ == protowire.BytesType {
 			m.Batch = r.bytes()
 		} else {
-			r.skip(num, typ)
+			r.skip(typ)
 		}
 	}
 	return r.result("append request")
@@ -79,7 +79,7 @@ func unmarshalRecords(data mem.BufferSlice, m *storagepb.Records) error {
 		case num == appliedField && typ == protowire.VarintType:
 			m.AppliedIndex = r.varint()
 		default:
-			r.skip(num, typ)
+			r.skip(typ)
 		}
 	}
 	return r.result("records")

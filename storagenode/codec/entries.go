@@ -160,7 +160,7 @@ func (r *reader) appendField(to []byte, num protowire.Number, typ protowire.Type
 	case protowire.BytesType:
 		return protowire.AppendBytes(to, r.bytes())
 	}
-	r.skip(num, typ)
+	r.skip(typ)
 	return to[:len(to)-protowire.SizeTag(num)]
 }
 
@@ -183,7 +183,7 @@ func (r *reader) entry() *storagepb.LogEntry {
 		case typ == protowire.BytesType && num == extensionsField:
 			e.Extensions = r.bytes()
 		default:
-			r.skip(num, typ)
+			r.skip(typ)
 		}
 	}
 	if r.err == nil && r.left != end {

@@ -139,7 +139,7 @@ func (r *reader) discard(n int) { r.copyTo(func([]byte) {}, n) }
 
 // skip passes over a field of no interest. Groups, which no message here ever had,
 // are refused.
-func (r *reader) skip(_ protowire.Number, typ protowire.Type) {
+func (r *reader) skip(typ protowire.Type) {
 	var n int
 	switch typ {
 	case protowire.VarintType:
