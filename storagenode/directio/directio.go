@@ -18,6 +18,12 @@ import (
 // have: the page size, which is at least the logical block size of disks.
 const Align = 4096
 
+// BulkBytes is how much is best written at once of what nobody waits for. A disk
+// takes what is handed to it in turn, so that a small write which somebody does wait for
+// waits for all that is on its way: with six writers of 1 MiB on a disk of 2 GB/s that was
+// 9 ms, with writes of this size 1 ms, and the disk wrote as many bytes a second.
+const BulkBytes = 128 << 10
+
 // Writer writes one file, directly where it can, else through the cache. What is
 // written both ways is in order as long as no two writes overlap. It is for one
 // goroutine.

@@ -17,10 +17,10 @@ import (
 // second sync that succeeds says nothing. It is never worth a retry.
 var ErrSyncFailed = errors.New("sync failed")
 
-// bufferBlocks blocks, 1 MiB, are written at a time.
-const bufferBlocks = 16
+// bufferBlocks blocks are written at a time.
+const bufferBlocks = directio.BulkBytes / (BlockRecords * record.Size)
 
-// Writer writes one table. It is for one goroutine. Its memory is 1 MiB and the
+// Writer writes one table. It is for one goroutine. Its memory is 128 KiB and the
 // filters, 4 to 10 % of the records.
 type Writer struct {
 	fs        vfs.FS

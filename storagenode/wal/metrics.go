@@ -12,6 +12,7 @@ type metrics struct {
 	segments     prometheus.Gauge
 	prepared     prometheus.Counter
 	recycled     prometheus.Counter
+	unfilled     prometheus.Counter
 	prepareWaits prometheus.Counter
 	cacheHits    prometheus.Counter
 	cacheMisses  prometheus.Counter
@@ -50,6 +51,7 @@ func newMetrics(labels prometheus.Labels) *metrics {
 	m.segments = gauge("segments", "Segments that hold entries.")
 	m.prepared = counter("segments_prepared_total", "Segments made ready ahead of use.")
 	m.recycled = counter("segments_recycled_total", "Segments made ready from a file that was used before.")
+	m.unfilled = counter("segments_unfilled_total", "Segments taken before they were filled with zeroes, for the log grew faster than that.")
 	m.prepareWaits = counter("segment_waits_total", "Appends that had to wait for the next segment.")
 	m.cacheHits = counter("cache_hits_total", "Entries read from memory.")
 	m.cacheMisses = counter("cache_misses_total", "Entries read from disk.")

@@ -55,8 +55,7 @@ func (w *WAL) begin() error {
 	if err := w.syncNames(w.fs.PathDir(w.dir)); err != nil {
 		return err
 	}
-	w.recycler.request(1)
-	s, err := w.recycler.next()
+	s, err := w.recycler.first()
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"golang.org/x/sys/unix"
@@ -16,7 +17,11 @@ import (
 
 const (
 	// zeroChunkBytes is written at once when a file is filled with zeroes.
-	zeroChunkBytes = 1 << 20
+	zeroChunkBytes = directio.BulkBytes
+	// defaultZeroRate, in bytes a second, bounds how fast files are filled with zeroes ahead of use.
+	// A log that grows faster takes its segments as far as they are filled, and does
+	// not have the disk write everything twice just when that has most to do.
+	defaultZeroRate = 64 << 20
 	// zeroSyncBytes bounds what is dirty at a time while a file is filled, for
 	// the appends' fdatasync would wait for all of it.
 	zeroSyncBytes = 4 << 20
@@ -36,9 +41,17 @@ type recycler struct {
 
 	mu     sync.Mutex
 	dead   []*segment // to be taken in
-	wanted uint64     // id to prepare, 0 for none
+	wanted *request   // to be prepared, nil for none
 
+	last *request // asked for; of the one call that changes the log
 	pool []string // paths of files fit for reuse; of the goroutine
+}
+
+// request asks for a segment.
+type request struct {
+	id    uint64
+	now   chan struct{} // closed when somebody waits for the segment
+	whole bool          // all of it is to be filled, and at once
 }
 
 type prepared struct {
@@ -77,11 +90,22 @@ func (r *recycler) stop() {
 }
 
 // request asks for segment id. No other request may be open.
-func (r *recycler) request(id uint64) {
+func (r *recycler) request(id uint64) { r.ask(&request{id: id, now: make(chan struct{})}) }
+
+func (r *recycler) ask(q *request) {
+	r.last = q
 	r.mu.Lock()
-	r.wanted = id
+	r.wanted = q
 	r.mu.Unlock()
 	r.poke()
+}
+
+// first returns the segment that a log begins with, filled with zeroes: what is
+// about to use the log waits for that now, and not with its first appends.
+func (r *recycler) first() (*segment, error) {
+	r.ask(&request{id: 1, whole: true})
+	p := <-r.result
+	return p.segment, p.err
 }
 
 // retire hands over segments that are out of the index and, by what is on disk,
@@ -103,7 +127,8 @@ func (r *recycler) poke() {
 	}
 }
 
-// next returns the segment asked for, and waits for it if need be. When the
+// next returns the segment asked for. If it is not ready, next waits, but not for
+// what is left to be filled with zeroes. When the
 // preparation failed ahead of the call it is tried again; when that fails, too,
 // the same id is asked for once more, so that a later call may succeed.
 func (r *recycler) next() (*segment, error) {
@@ -116,6 +141,7 @@ func (r *recycler) next() (*segment, error) {
 	default:
 	}
 	r.w.metrics.prepareWaits.Inc()
+	close(r.last.now)
 	p := <-r.result
 	if p.err != nil {
 		r.request(p.id)
@@ -133,14 +159,14 @@ func (r *recycler) run() {
 		}
 		r.mu.Lock()
 		dead, wanted := r.dead, r.wanted
-		r.dead, r.wanted = nil, 0
+		r.dead, r.wanted = nil, nil
 		r.mu.Unlock()
 		for _, s := range dead {
 			r.take(s)
 		}
-		if wanted != 0 {
+		if wanted != nil {
 			s, err := r.prepare(wanted)
-			r.answer(prepared{wanted, s, err})
+			r.answer(prepared{wanted.id, s, err})
 		}
 	}
 }
@@ -174,13 +200,13 @@ func (r *recycler) keep(path string) {
 	_ = r.w.fs.Remove(path)
 }
 
-// prepare makes segment id ready: a file of its full size, every block of it
-// written, with a header under a fresh salt, synced, under its name, the
-// directory synced.
-func (r *recycler) prepare(id uint64) (*segment, error) {
+// prepare makes a segment ready: a file of its full size, every block of it
+// reserved and, if there was time, written, with a header under a fresh salt,
+// synced, under its name, the directory synced.
+func (r *recycler) prepare(q *request) (*segment, error) {
 	s := &segment{
-		header: segmentHeader{state: statePrepared, id: id, fileBytes: r.w.opts.SegmentBytes},
-		path:   r.w.fs.PathJoin(r.w.dir, segmentName(id)),
+		header: segmentHeader{state: statePrepared, id: q.id, fileBytes: r.w.opts.SegmentBytes},
+		path:   r.w.fs.PathJoin(r.w.dir, segmentName(q.id)),
 		end:    frameStart,
 	}
 	var salt [8]byte
@@ -189,7 +215,7 @@ func (r *recycler) prepare(id uint64) (*segment, error) {
 	}
 	s.header.salt = binary.LittleEndian.Uint64(salt[:])
 	var err error
-	if s.file, err = r.openFile(s.path); err != nil {
+	if s.file, err = r.openFile(s.path, q); err != nil {
 		return nil, err
 	}
 	if err := r.name(s); err != nil {
@@ -207,10 +233,10 @@ func (r *recycler) prepare(id uint64) (*segment, error) {
 // openFile opens prepareName, later to be named path: a file from the pool if
 // there is one, or one filled with zeroes. The directory is synced before a used file is changed:
 // a file under a segment's name always has that segment's header.
-func (r *recycler) openFile(path string) (vfs.File, error) {
+func (r *recycler) openFile(path string, q *request) (vfs.File, error) {
 	tmp := r.w.fs.PathJoin(r.w.dir, prepareName)
 	if len(r.pool) == 0 {
-		return r.createFile(tmp)
+		return r.createFile(tmp, q)
 	}
 	used := r.draw(path)
 	if err := r.w.fs.Rename(used, tmp); err != nil {
@@ -237,14 +263,14 @@ func (r *recycler) draw(path string) string {
 }
 
 // createFile makes a file of SegmentBytes zeroes. They are written, not only
-// reserved, for the first write to a reserved block changes metadata, which
-// fdatasync would have to write, too.
-func (r *recycler) createFile(path string) (vfs.File, error) {
+// reserved, as long as nobody waits: the first write to a reserved block changes
+// metadata, which fdatasync has to write, too.
+func (r *recycler) createFile(path string, q *request) (vfs.File, error) {
 	f, err := r.w.fs.Create(path, categoryWAL)
 	if err != nil {
 		return nil, fmt.Errorf("wal: create %s: %w", path, err)
 	}
-	if err := r.fill(f, path); err != nil {
+	if err := r.fill(f, path, q); err != nil {
 		f.Close()
 		_ = r.w.fs.Remove(path) // gives the space back; Open removes what is left
 		return nil, err
@@ -252,20 +278,16 @@ func (r *recycler) createFile(path string) (vfs.File, error) {
 	return f, nil
 }
 
-func (r *recycler) fill(f vfs.File, path string) error {
+func (r *recycler) fill(f vfs.File, path string, q *request) error {
 	size := r.w.opts.SegmentBytes
-	if err := f.Preallocate(0, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
-		return fmt.Errorf("wal: reserve %d bytes for %s: %w", size, path, err)
+	reserved := f.Preallocate(0, size)
+	if reserved != nil && !errors.Is(reserved, unix.EOPNOTSUPP) {
+		return fmt.Errorf("wal: reserve %d bytes for %s: %w", size, path, reserved)
 	}
 	zeroes := directio.Buffer(int(min(size, zeroChunkBytes)))
 	out := directio.NewWriter(f)
 	defer out.Leave() // what follows is written through the cache, as frames are
 	for at := int64(0); at < size; {
-		select {
-		case <-r.quit:
-			return fmt.Errorf("wal: %s: %w", path, ErrClosed)
-		default:
-		}
 		n := min(size-at, int64(len(zeroes)))
 		if err := writeAt(&out, zeroes[:n], at); err != nil {
 			return fmt.Errorf("wal: write %s: %w", path, err)
@@ -275,8 +297,41 @@ func (r *recycler) fill(f vfs.File, path string) error {
 				return r.w.fail("fdatasync", path, err)
 			}
 		}
+		if at == size {
+			break
+		}
+		hurried, err := r.pause(q, n)
+		if err != nil {
+			return fmt.Errorf("wal: %s: %w", path, err)
+		}
+		if hurried && reserved == nil {
+			r.w.metrics.unfilled.Inc()
+			if err := writeAt(&out, zeroes[:frameStart], size-frameStart); err != nil { // gives the file its size
+				return fmt.Errorf("wal: write %s: %w", path, err)
+			}
+			break
+		}
 	}
 	return nil
+}
+
+// pause waits after a write of n zeroes, so that they are no more than
+// opts.zeroRate, and reports whether somebody waits for the segment.
+func (r *recycler) pause(q *request, n int64) (hurried bool, err error) {
+	wait := time.Duration(n) * time.Second / time.Duration(r.w.opts.zeroRate)
+	if q.whole {
+		wait = 0
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-r.quit:
+		return false, ErrClosed
+	case <-q.now:
+		return true, nil
+	case <-timer.C:
+		return false, nil
+	}
 }
 
 // name writes and syncs the header of s and gives the file its name.

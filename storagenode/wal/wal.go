@@ -39,6 +39,8 @@ type Options struct {
 	OnFatal func(error)
 	// MetricLabels are constant labels of every metric.
 	MetricLabels prometheus.Labels
+
+	zeroRate int64 // 0 means defaultZeroRate
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -53,6 +55,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.RecycleFiles == 0 {
 		o.RecycleFiles = DefaultRecycleFiles
+	}
+	if o.zeroRate == 0 {
+		o.zeroRate = defaultZeroRate
 	}
 	if o.OnFatal == nil {
 		o.OnFatal = func(error) {}
