@@ -232,7 +232,7 @@ func args(s *v1.InstrumentShard, member string, f Formation) []string {
 const memoryShare = 85
 
 // environment tells the Go runtime of the memory limit. GOMAXPROCS follows the
-// CPU limit by itself.
+// CPU limit by itself; a node adds to it.
 func environment(s *v1.InstrumentShard) []corev1.EnvVar {
 	limit, ok := s.Spec.Resources.Limits[corev1.ResourceMemory]
 	if !ok || limit.Value() <= 0 {
