@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -129,11 +130,10 @@ func (o *options) runAll(ctx context.Context, chosen []measure.Suite, stdout, st
 	var reports []measure.Report
 	for _, s := range chosen {
 		b := &measure.Bench{Quick: o.quick, Runs: o.runs, Root: o.dir, Progress: stderr}
-		start := time.Now()
-		if err := s.Run(ctx, b); err != nil {
+		r, err := runSuite(ctx, s, b, machine)
+		if err != nil {
 			return fmt.Errorf("%s: %w", s.Name, err)
 		}
-		r := b.Report(s, machine, start)
 		if err := r.Print(stdout); err != nil {
 			return err
 		}
@@ -148,6 +148,16 @@ func (o *options) runAll(ctx context.Context, chosen []measure.Suite, stdout, st
 		return measure.WriteJSON(filepath.Join(o.out, "quick.json"), quickReport(machine, reports))
 	}
 	return nil
+}
+
+func runSuite(ctx context.Context, s measure.Suite, b *measure.Bench, m measure.Machine) (measure.Report, error) {
+	if os.Getenv("GOMAXPROCS") == "" {
+		m.GOMAXPROCS += s.MoreProcessors
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(m.GOMAXPROCS))
+	}
+	start := time.Now()
+	err := s.Run(ctx, b)
+	return b.Report(s, m, start), err
 }
 
 // quick is the content of quick.json.

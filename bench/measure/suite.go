@@ -12,7 +12,10 @@ import (
 type Suite struct {
 	Name  string // one word: the flag that selects it, and the name of its JSON file
 	About string // one line: what is asked, and what the figures mean
-	Run   func(ctx context.Context, b *Bench) error
+	// MoreProcessors is added to GOMAXPROCS, unless the environment sets that, while the
+	// suite runs.
+	MoreProcessors int
+	Run            func(ctx context.Context, b *Bench) error
 }
 
 // Bench runs the cases of one suite and keeps what they measure. It is not safe for
