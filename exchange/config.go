@@ -11,6 +11,7 @@ import (
 	"github.com/countinghouse/countinghouse/exchange/core"
 	"github.com/countinghouse/countinghouse/exchange/gateway"
 	"github.com/countinghouse/countinghouse/exchange/order"
+	"github.com/countinghouse/countinghouse/exchange/outbox"
 	"github.com/countinghouse/countinghouse/record"
 	"github.com/countinghouse/countinghouse/storagenode/client"
 )
@@ -34,7 +35,8 @@ type Config struct {
 	OutboxDir string
 
 	// QuotaBytes bounds the outbox's files. Default 1 GiB, about 7.6 million
-	// records.
+	// records. A quarter of it, but at most 64 files, lies ready in memory: that
+	// much is taken while the outbox's file system answers nothing.
 	QuotaBytes int64
 	// SegmentRecords is the capacity of one of the outbox's files, a multiple
 	// of 32, fixed when the outbox is created. Default 65536.
@@ -171,12 +173,10 @@ func (c *Config) complete() error {
 	return nil
 }
 
-// aheadSegments is how many of the outbox's files lie ready behind the one that
-// is being written. A transaction and the headroom must fit in them.
-const aheadSegments = 2
-
-// readyRecords is how many records fit at once, at the least: what lies ready.
-func (c *Config) readyRecords() int { return aheadSegments * c.segmentRecords() }
+// readyRecords is how many records fit at once, at the least: those of the outbox's
+// files that lie ready behind the one that is being written. A transaction and the
+// headroom must fit in them.
+func (c *Config) readyRecords() int { return outbox.AheadMin * c.segmentRecords() }
 
 // segmentRecords returns the size of the outbox's files; the real one, if the
 // outbox was created with another, is not known before it is opened.
@@ -208,7 +208,7 @@ func (c *Config) check() error {
 		return fmt.Errorf("SegmentRecords: %d is negative", c.SegmentRecords)
 	case len(c.Instruments.Instruments) > c.readyRecords():
 		return fmt.Errorf("SegmentRecords: %d: a settlement writes a record for each of %d instruments at once, which must fit into %d files: use at least %d",
-			c.segmentRecords(), len(c.Instruments.Instruments), aheadSegments, (len(c.Instruments.Instruments)+aheadSegments-1)/aheadSegments)
+			c.segmentRecords(), len(c.Instruments.Instruments), outbox.AheadMin, (len(c.Instruments.Instruments)+outbox.AheadMin-1)/outbox.AheadMin)
 	case c.LiveOrdersMax < 0:
 		return fmt.Errorf("LiveOrdersMax: %d; use 1 or more", c.LiveOrdersMax)
 	case c.HeadroomRecords > c.segmentRecords():

@@ -78,8 +78,8 @@ func (r *recovery) openOutbox(startGlobal uint64) error {
 	c := &r.config
 	w, err := outbox.Open(c.OutboxDir, outbox.Options{
 		Cluster: c.Shards.Cluster, SegmentRecords: c.SegmentRecords, QuotaBytes: c.QuotaBytes,
-		AheadSegments: aheadSegments, HeadroomRecords: -1, // the gateway keeps one
-		StartGlobal: startGlobal, Cursors: subscriber.CursorNames(c.Shards), BootChanged: r.noteBoot,
+		HeadroomRecords: -1, // the gateway keeps one
+		StartGlobal:     startGlobal, Cursors: subscriber.CursorNames(c.Shards), BootChanged: r.noteBoot,
 	})
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +17,13 @@ const (
 	keeperTrimEvery = 200 * time.Millisecond
 	keeperRetry     = 100 * time.Millisecond // after an error
 	spareSegments   = 2                      // kept for recycling beyond those ahead
+
+	// freshRecords is how many slots before the writer are kept writable: what is
+	// published within some milliseconds at the most.
+	freshRecords = 1 << 15
+	// freshFor is how long they stay so: the kernel writes a page back when it has
+	// been dirty for many seconds.
+	freshFor = time.Second
 )
 
 // keeper has segments ready before the writer needs them. Everything that waits
@@ -29,6 +37,9 @@ type keeper struct {
 	ring   []atomic.Pointer[segment]
 	public *atomic.Uint64 // published
 
+	freshAt    uint64 // published when the slots after it were last made writable
+	freshSince time.Time
+
 	room    atomic.Uint64 // last global whose segment is in ring
 	writing atomic.Uint64 // number of the segment being written
 	full    atomic.Bool   // the quota stands in the way of the next segment
@@ -38,6 +49,7 @@ type keeper struct {
 
 	mu         sync.Mutex
 	prepareErr error
+	freshErr   error
 	trimErr    error
 
 	kick chan struct{}
@@ -48,7 +60,7 @@ type keeper struct {
 func newKeeper(dir string, o *Options, rec *recovered) (*keeper, error) {
 	k := &keeper{
 		dir: dir, h: &rec.control.header, ahead: uint64(o.AheadSegments), quota: o.quotaSegments(),
-		live: rec.segments, public: rec.control.published,
+		live: rec.segments, public: rec.control.published, freshAt: rec.control.published.Load(),
 		ring: make([]atomic.Pointer[segment], o.AheadSegments+2),
 		kick: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -59,10 +71,11 @@ func newKeeper(dir string, o *Options, rec *recovered) (*keeper, error) {
 		k.offer(k.live[n-1])
 	}
 	k.segments.Store(int64(len(k.live)))
-	if !k.prepare() && k.lastError() != nil {
+	if !k.prepareUpTo(min(k.ahead, AheadMin)) && k.lastError() != nil {
 		k.unmapAll()
 		return nil, k.lastError()
 	}
+	k.freshen(k.public.Load()) // recovery may have mapped the first of them only
 	return k, nil
 }
 
@@ -100,7 +113,8 @@ func (k *keeper) run() {
 			time.Sleep(keeperTickMin) // refused orders may come by the million
 		case <-timer.C:
 		}
-		ok := k.prepare()
+		ok := k.refresh()
+		ok = k.prepare() && ok
 		if now := time.Now(); now.Sub(trimmed) >= keeperTrimEvery {
 			k.trim()
 			trimmed = now
@@ -122,13 +136,17 @@ func (k *keeper) nextTick(tick time.Duration, last uint64, ok bool) (time.Durati
 }
 
 // prepare makes segments until enough lie ahead. It reports whether they do.
-func (k *keeper) prepare() bool {
-	for {
+func (k *keeper) prepare() bool { return k.prepareUpTo(k.ahead) }
+
+// prepareUpTo makes segments until as many lie ahead, or the keeper is to stop. In
+// between it looks after the pages that the writer comes to meanwhile.
+func (k *keeper) prepareUpTo(ahead uint64) bool {
+	for !k.stopping() {
 		next := k.writing.Load()
 		if n := len(k.live); n > 0 {
 			next = max(next, k.live[n-1].number+1)
 		}
-		if next > k.writing.Load()+k.ahead {
+		if next > k.writing.Load()+ahead {
 			k.full.Store(false)
 			return true
 		}
@@ -141,6 +159,17 @@ func (k *keeper) prepare() bool {
 		k.live = append(k.live, s)
 		k.segments.Store(int64(len(k.live)))
 		k.offer(s)
+		k.refresh()
+	}
+	return false
+}
+
+func (k *keeper) stopping() bool {
+	select {
+	case <-k.stop:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -184,6 +213,37 @@ func (k *keeper) recycle(number uint64) (*segment, error) {
 		k.drop(1)
 	}
 	return s, err
+}
+
+// refresh makes the writer's next slots writable again, if some were used since the
+// last time and that was long ago or many. It reports whether they are.
+func (k *keeper) refresh() bool {
+	p := k.public.Load()
+	if p == k.freshAt || p < k.freshAt+freshRecords/2 && time.Since(k.freshSince) < freshFor {
+		return true
+	}
+	return k.freshen(p)
+}
+
+// freshen makes the pages of the slots after published writable. They were when
+// their segment was prepared, but the kernel takes that away when it writes them
+// back: the writer's next store would enter the kernel, and wait there for a file
+// system that is busy.
+func (k *keeper) freshen(published uint64) bool {
+	var err error
+	for g, last := published+1, published+freshRecords; g <= last && err == nil; g = k.h.last(k.h.number(g)) + 1 {
+		s := k.ready(k.h.number(g))
+		if s == nil {
+			break
+		}
+		first := k.h.slot(g)
+		err = s.prefault(k.dir, first, min(first+last-g+1, k.h.segmentRecords))
+	}
+	k.setError(&k.freshErr, err)
+	if err == nil {
+		k.freshAt, k.freshSince = published, time.Now()
+	}
+	return err == nil
 }
 
 // passed returns how many of the oldest segments no reader needs. Without a
@@ -244,10 +304,7 @@ func (k *keeper) setError(which *error, err error) {
 func (k *keeper) lastError() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.prepareErr != nil {
-		return k.prepareErr
-	}
-	return k.trimErr
+	return cmp.Or(k.prepareErr, k.freshErr, k.trimErr)
 }
 
 // free returns how many records fit before the quota is used up.

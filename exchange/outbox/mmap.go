@@ -91,6 +91,10 @@ func prefault(path string, data []byte) error {
 	return nil
 }
 
+// pages returns the part of a mapping that bytes from up to before end are in, from
+// the beginning of a page.
+func pages(data []byte, from, end uint64) []byte { return data[from&^(pageBytes-1) : end] }
+
 func word64(data []byte, off int) *atomic.Uint64 {
 	return (*atomic.Uint64)(unsafe.Pointer(&data[off]))
 }

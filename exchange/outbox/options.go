@@ -12,6 +12,12 @@ import (
 // Nothing was created or changed.
 var ErrOptions = errors.New("outbox options")
 
+// Bounds of the default of Options.AheadSegments.
+const (
+	AheadMin = 2
+	AheadMax = 64
+)
+
 // Options configure a Writer. The zero value of a field means its default.
 type Options struct {
 	// Cluster names the exchange that the outbox belongs to, up to 64 bytes.
@@ -28,7 +34,10 @@ type Options struct {
 	// Reserve can grant at most SegmentRecords × AheadSegments less this at once.
 	HeadroomRecords int
 	// AheadSegments is how many prefaulted segments lie ready behind the one
-	// being written. Default 2.
+	// being written, from 1 to AheadMax: how far the writer gets while the file
+	// system answers nothing. They count as part of the quota, all of which can
+	// be written all the same. Default: a quarter of the quota, but at least
+	// AheadMin and at most AheadMax.
 	AheadSegments int
 	// StartGlobal is the lowest value that Published may have after Open: the
 	// highest global that the stores are known to hold. A fresh outbox, one
@@ -54,11 +63,8 @@ func (o *Options) complete() error {
 	if o.QuotaBytes == 0 {
 		o.QuotaBytes = 1 << 30
 	}
-	if o.AheadSegments == 0 {
-		o.AheadSegments = 2
-	}
-	if o.AheadSegments < 1 || o.AheadSegments > 64 {
-		return fmt.Errorf("%w: AheadSegments: %d: use 1 to 64", ErrOptions, o.AheadSegments)
+	if o.AheadSegments < 0 || o.AheadSegments > AheadMax {
+		return fmt.Errorf("%w: AheadSegments: %d: use 1 to %d", ErrOptions, o.AheadSegments, AheadMax)
 	}
 	for _, name := range o.Cursors {
 		if err := checkCursorName(name); err != nil {
@@ -99,6 +105,9 @@ func (o *Options) fit(existing uint64) error {
 	}
 	if existing != 0 && uint64(o.SegmentRecords) != existing {
 		return fmt.Errorf("%w: SegmentRecords: %d, but the outbox was created with %d; leave it unset or use that", ErrOptions, o.SegmentRecords, existing)
+	}
+	if o.AheadSegments == 0 {
+		o.AheadSegments = min(max(AheadMin, o.quotaSegments()/4), AheadMax)
 	}
 	if least := int64(o.AheadSegments+2) * o.segmentBytes(); o.QuotaBytes < least {
 		return fmt.Errorf("%w: QuotaBytes: %d, but %d segments of %d bytes must fit: use at least %d", ErrOptions,

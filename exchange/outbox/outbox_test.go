@@ -234,7 +234,7 @@ func TestFullOutboxOpensAgain(t *testing.T) {
 func TestBacklogGivesItsDiskSpaceBack(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "outbox")
 	o := small()
-	o.QuotaBytes = 64 * segmentBytes(32)
+	o.QuotaBytes, o.AheadSegments = 64*segmentBytes(32), AheadMin
 	w := open(t, dir, o)
 	for range 60 {
 		publish(t, w, 32)

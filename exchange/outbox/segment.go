@@ -173,6 +173,17 @@ func (s *segment) recycle(dir string, h *header, number uint64) (*segment, error
 	return overlay(number, s.data, h.segmentRecords), nil
 }
 
+// prefault makes the pages of the slots from index i up to before end, and of their
+// check words, writable.
+func (s *segment) prefault(dir string, i, end uint64) error {
+	path, checks := segmentPath(dir, s.number), segmentHeader+uint64(len(s.slots))*record.Size
+	err := prefault(path, pages(s.data, segmentHeader+i*record.Size, segmentHeader+end*record.Size))
+	if err != nil {
+		return err
+	}
+	return prefault(path, pages(s.data, checks+i*checkBytes, checks+end*checkBytes))
+}
+
 // clearFrom zeroes the slots from index i on and waits until that is on disk:
 // what an unfinished or cut transaction left there must never be read.
 func (s *segment) clearFrom(dir string, i uint64) error {

@@ -55,7 +55,7 @@ func (r *rig) openWriter(start uint64) {
 		r.writer.Close()
 	}
 	w, err := outbox.Open(r.dir, outbox.Options{
-		Cluster: "test", SegmentRecords: 256, QuotaBytes: 4 << 20, StartGlobal: start, Cursors: CursorNames(testMap()),
+		Cluster: "test", SegmentRecords: 256, QuotaBytes: 4 << 20, AheadSegments: outbox.AheadMin, StartGlobal: start, Cursors: CursorNames(testMap()),
 	})
 	if err != nil {
 		r.t.Fatal(err)
