@@ -22,7 +22,7 @@ type indexSlot struct {
 	order *order.Order
 }
 
-const indexSlotsMin = 1 << 10
+const indexSlotsMin = 1 << 6
 
 func newOrderIndex() orderIndex {
 	return orderIndex{slots: make([]indexSlot, indexSlotsMin), shift: uint(64 - bits.TrailingZeros(indexSlotsMin))}
