@@ -9,6 +9,7 @@ import (
 	"github.com/countinghouse/countinghouse/exchange/order"
 	"github.com/countinghouse/countinghouse/exchange/risk"
 	"github.com/countinghouse/countinghouse/orderflow"
+	"github.com/countinghouse/countinghouse/orderflow/player"
 	"github.com/countinghouse/countinghouse/orderflow/synthetic"
 	"github.com/countinghouse/countinghouse/record"
 )
@@ -49,19 +50,28 @@ func drawFlow(instruments, warm, n int) (*flow, error) {
 		return nil, err
 	}
 	f := &flow{terms: terms, accounts: flowAccounts}
-	d, err := newDrawing(f, uint64(warm+n))
+	ex := core.New(gateway.New(&blindSink{}, gateway.Options{}))
+	if err := f.prepare(ex); err != nil {
+		return nil, err
+	}
+	config := synthetic.Config{Seed: flowSeed, Events: uint64(warm + n), Rate: flowRate, Accounts: f.accounts}
+	p, err := player.New(config, terms, func(int) float64 { return 1 })
 	if err != nil {
 		return nil, err
 	}
+	p.Listen(ex.Gateway().Fanout())
 	all := make([]request, 0, warm+n)
-	for range warm + n {
-		r, err := d.step()
+	for {
+		r, more, err := p.Step(at{ex, 1})
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, r)
+		if !more {
+			break
+		}
+		all = append(all, request{order: r.Order, id: r.OrderID, kind: r.Kind, taken: r.Result.Status != core.Refused})
 	}
-	f.warm, f.measured, f.orders = all[:warm], all[warm:], d.ex.LastOrderID()
+	f.warm, f.measured, f.orders = all[:warm], all[warm:], ex.LastOrderID()
 	return f, nil
 }
 
@@ -111,15 +121,8 @@ type sender struct {
 	amend  core.AmendOrder
 }
 
-// entry is where requests go.
-type entry interface {
-	Submit(*core.NewOrder) core.Result
-	Cancel(*core.CancelOrder) core.Result
-	Amend(*core.AmendOrder) core.Result
-}
-
 // send makes a request.
-func (s *sender) send(r *request, to entry) core.Result {
+func (s *sender) send(r *request, to player.Entry) core.Result {
 	switch r.kind {
 	case orderflow.Submit:
 		return to.Submit(&r.order)
@@ -133,46 +136,6 @@ func (s *sender) send(r *request, to entry) core.Result {
 	return to.Amend(&s.amend)
 }
 
-// drawing puts a generator's orders into an exchange, tells the generator what
-// becomes of them, and notes the requests.
-type drawing struct {
-	f       *flow
-	gen     *synthetic.Generator
-	ex      *core.Exchange
-	drop    *gateway.Subscription
-	sender  sender
-	index   map[record.Symbol]int32
-	orderOf map[uint64]uint64 // the exchange's order id by the flow's
-	flowOf  []uint64          // the flow's order id by the exchange's
-}
-
-// dropRing holds the events of the largest request many times over.
-const dropRing = 1 << 14
-
-func newDrawing(f *flow, events uint64) (*drawing, error) {
-	d := &drawing{
-		f: f, ex: core.New(gateway.New(&blindSink{}, gateway.Options{})),
-		index: map[record.Symbol]int32{}, orderOf: map[uint64]uint64{}, flowOf: []uint64{0},
-	}
-	config := synthetic.Config{Seed: flowSeed, Events: events, Rate: flowRate, Accounts: f.accounts}
-	for i, t := range f.terms {
-		d.index[t.Symbol] = int32(i)
-		config.Instruments = append(config.Instruments, synthetic.Instrument{
-			Reference: (t.LowerLimit + t.UpperLimit) / 2, Lower: t.LowerLimit, Upper: t.UpperLimit,
-			MaxOrderVolume: t.MaxOrderVolume, Activity: 1,
-		})
-	}
-	var err error
-	if d.gen, err = synthetic.New(config); err != nil {
-		return nil, err
-	}
-	if err := f.prepare(d.ex); err != nil {
-		return nil, err
-	}
-	d.drop = d.ex.Gateway().Fanout().Subscribe(gateway.Executions|gateway.MarketData, dropRing)
-	return d, nil
-}
-
 // at gives an exchange's methods the shape of a router's.
 type at struct {
 	ex  *core.Exchange
@@ -182,57 +145,3 @@ type at struct {
 func (a at) Submit(n *core.NewOrder) core.Result    { return a.ex.Submit(a.now, n) }
 func (a at) Cancel(c *core.CancelOrder) core.Result { return a.ex.Cancel(a.now, c) }
 func (a at) Amend(m *core.AmendOrder) core.Result   { return a.ex.Amend(a.now, m) }
-
-func (d *drawing) step() (request, error) {
-	var ev orderflow.Event
-	if _, err := d.gen.Next(&ev); err != nil {
-		return request{}, err
-	}
-	r := request{kind: ev.Kind, id: d.orderOf[ev.Order], order: core.NewOrder{
-		Instrument: d.f.terms[ev.Instrument].Symbol, Account: ev.Account, ClientOrderID: ev.Order,
-		Side: ev.Side, Offset: ev.Offset, Kind: ev.OrderKind, TimeInForce: ev.TimeInForce,
-		Price: ev.Price, Volume: ev.Volume,
-	}}
-	res := d.sender.send(&r, at{d.ex, 1})
-	r.taken = res.Status != core.Refused
-	if ev.Kind == orderflow.Submit && r.taken {
-		r.id = res.OrderID
-		d.orderOf[ev.Order] = res.OrderID
-		d.flowOf = append(d.flowOf, ev.Order)
-	}
-	d.tell(ev.Kind, ev.Order, res)
-	return r, nil
-}
-
-// tell tells the generator what a request did to its order.
-func (d *drawing) tell(kind orderflow.Kind, flowID uint64, res core.Result) {
-	switch res.Status {
-	case core.Refused:
-		if kind == orderflow.Submit {
-			d.gen.Gone(flowID)
-		}
-	case core.Resting, core.PartlyFilled:
-		d.gen.Rests(flowID, res.Remaining+res.Filled)
-	case core.Filled:
-		d.gen.Rests(flowID, res.Filled)
-	}
-	d.drain()
-	if res.Status == core.Canceled {
-		d.gen.Gone(flowID)
-	}
-}
-
-// drain takes what the drop copy brought: fills, and the best prices.
-func (d *drawing) drain() {
-	var ev gateway.Event
-	for d.drop.TryNext(&ev) {
-		switch {
-		case ev.Kind == gateway.TopEvent:
-			d.gen.Top(d.index[ev.Top.Instrument], ev.Top.BidPrice, ev.Top.AskPrice)
-		case ev.Kind == gateway.RecordEvent && ev.Record.Type == record.TypeTradeExecuted:
-			t := ev.Record.TradeExecuted()
-			d.gen.Filled(d.flowOf[t.MakerOrderID], t.Volume)
-			d.gen.Filled(d.flowOf[t.TakerOrderID], t.Volume)
-		}
-	}
-}

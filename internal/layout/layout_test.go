@@ -74,6 +74,7 @@ var allowed = map[string][]string{
 
 	"orderflow":             {"record"},
 	"orderflow/":            {"record", "orderflow"},
+	"orderflow/player":      {"record", "orderflow", "orderflow/synthetic", "exchange/order", "exchange/gateway", "exchange/core"},
 	"localcluster/netfault": {},
 	"localcluster":          {"storagenode/client", "storagenode/node"},
 	"cmd/storagenode":       {"storagenode/node", "version"},
