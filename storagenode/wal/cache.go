@@ -46,7 +46,7 @@ func (c *cache) add(l *raft.Log) {
 		c.dropFirst()
 	}
 	if c.count == uint64(len(c.ring)) {
-		c.grow()
+		c.resize(max(2*len(c.ring), ringSlotsLeast))
 	}
 	if c.count == 0 {
 		c.first = l.Index
@@ -56,9 +56,10 @@ func (c *cache) add(l *raft.Log) {
 	c.bytes += n
 }
 
-func (c *cache) grow() {
+// resize makes the ring one of so many slots, a power of two and at least count.
+func (c *cache) resize(slots int) {
 	old := *c
-	c.ring = make([]raft.Log, max(2*len(old.ring), ringSlotsLeast))
+	c.ring = make([]raft.Log, slots)
 	for i := range old.count {
 		*c.slot(old.first + i) = *old.slot(old.first + i)
 	}
@@ -70,6 +71,28 @@ func (c *cache) dropFirst() {
 	*l = raft.Log{}
 	c.first++
 	c.count--
+}
+
+// join adds the entries of another, which follow the run.
+func (c *cache) join(other *cache) {
+	for i := range other.count {
+		c.add(other.slot(other.first + i))
+	}
+}
+
+// shrink lowers bytesMax to n and drops the oldest entries beyond it.
+func (c *cache) shrink(n int64) {
+	c.bytesMax = min(c.bytesMax, max(n, 0))
+	for c.bytes > c.bytesMax {
+		c.dropFirst()
+	}
+	slots := len(c.ring)
+	for slots > ringSlotsLeast && c.count < uint64(slots)/4 {
+		slots /= 2
+	}
+	if slots < len(c.ring) {
+		c.resize(slots)
+	}
 }
 
 // get copies the entry into log and reports whether the cache holds it.

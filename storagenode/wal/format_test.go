@@ -104,11 +104,11 @@ func FuzzScanFrames(f *testing.F) {
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, frames []byte) {
 		buf := append(make([]byte, frameStart), frames...)
-		s := scanFrames(buf, &h)
+		s := scanFrames(loaded(buf), &h, nil)
 		if s.end > int64(len(buf)) || s.groupStart > s.end || s.next != h.firstIndex+uint64(len(s.offsets)) {
 			t.Fatalf("%+v of %d bytes", s, len(buf))
 		}
-		if tl, err := s.classify(buf, h.salt); err == nil && (tl.end < s.end || tl.end > int64(len(buf))) {
+		if tl, err := s.classify(loaded(buf), h.salt); err == nil && (tl.end < s.end || tl.end > int64(len(buf))) {
 			t.Fatalf("%+v behind %d of %d bytes", tl, s.end, len(buf))
 		}
 		for i := range s.offsets {

@@ -10,7 +10,7 @@ import (
 // recover brings the log to the state that the directory holds, ends what a
 // crash left unfinished, and makes the result durable.
 func (w *WAL) recover() error {
-	v, err := surveyDir(w.fs, w.dir)
+	v, err := surveyDir(w.fs, w.dir, w.cache.bytesMax, w.opts.Recovered)
 	if err != nil {
 		return err
 	}
@@ -76,6 +76,11 @@ func (w *WAL) adopt(v *survey) error {
 		})
 	}
 	w.first, w.last = v.logStart, v.last
+	for i := range v.kept {
+		w.cache.join(&v.kept[i])
+	}
+	w.cache.dropBelow(w.first)
+	w.cache.dropFrom(w.last + 1)
 	w.recovery = Recovery{Segments: len(v.chain)}
 	if w.last != 0 {
 		w.recovery.Entries = w.last - w.first + 1

@@ -69,7 +69,7 @@ func (im image) frames(t testing.TB, id uint64) []int64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := scanFrames(im[segmentName(id)], &h)
+	s := scanFrames(loaded(im[segmentName(id)]), &h, nil)
 	var at []int64
 	for _, o := range s.offsets {
 		at = append(at, int64(o)*frameAlign)
@@ -341,7 +341,7 @@ func outcomeOfFlip(t *testing.T, im image, want []*raft.Log, what string) string
 	t.Helper()
 	fs := im.put(t)
 	sum, verr := Verify(fs, testDir, func(Finding) {})
-	s, err := surveyDir(fs, testDir)
+	s, err := surveyDir(fs, testDir, 0, nil)
 	switch {
 	case errors.Is(err, ErrCorrupt):
 		if verr != nil || sum.Damaged == 0 {

@@ -14,28 +14,29 @@ type scan struct {
 	complete   bool   // the last good frame ends its group
 }
 
-// scanFrames walks the frames of buf, a segment from its first byte up to the
+// scanFrames walks the frames of l, a segment from its first byte up to the
 // end of what may hold frames, and stops at the first that is not good, not the
 // next in order, or not of the next group. Good frames from frameStart to
-// scan.end are contiguous and without a gap in their indexes.
-func scanFrames(buf []byte, h *segmentHeader) scan {
+// scan.end are contiguous and without a gap in their indexes. A keeper, if there is
+// one, is shown the entries.
+func scanFrames(l *load, h *segmentHeader, k *keeper) scan {
 	s := scan{end: frameStart, groupStart: frameStart, next: h.firstIndex, complete: true}
 	if h.firstIndex == 0 {
 		return s // the header was not written with the first group: none was acknowledged
 	}
-	for s.step(buf, h.salt) {
+	for s.step(l, h.salt, k) {
 	}
 	return s
 }
 
 // step takes the frame at s.end in, and reports whether it belongs there.
-func (s *scan) step(buf []byte, salt uint64) bool {
-	if s.end > int64(len(buf)) {
+func (s *scan) step(l *load, salt uint64, k *keeper) bool {
+	if !l.upTo(s.end + frameHeaderSize) {
 		return false
 	}
-	b := buf[s.end:]
+	b := l.buf[s.end:]
 	f, ok := parseHeader(b, salt)
-	if !ok || f.group != s.wantGroup() || !bodyOK(b, &f, salt) {
+	if !ok || f.group != s.wantGroup() || !l.upTo(s.end+f.size()) || !bodyOK(b, &f, salt) {
 		return false
 	}
 	switch f.kind {
@@ -45,6 +46,7 @@ func (s *scan) step(buf []byte, salt uint64) bool {
 		}
 		s.offsets = append(s.offsets, uint32(s.end/frameAlign))
 		s.next++
+		k.take(b, &f)
 	case frameLogStart:
 		s.logStart = max(s.logStart, f.index)
 	}
@@ -76,10 +78,14 @@ type tail struct {
 // than that of the bad frame proves that the bad one's group was synced, and
 // with that damaged afterwards. A header is proof enough: whatever became of
 // its body, its group was not written before the earlier one was synced.
-func (s *scan) classify(buf []byte, salt uint64) (tail, error) {
+func (s *scan) classify(l *load, salt uint64) (tail, error) {
 	t := tail{torn: !s.complete, end: s.end}
-	for at := s.end; at+frameHeaderSize <= int64(len(buf)); {
-		f, ok := parseHeader(buf[at:], salt)
+	for at := s.end; l.upTo(at + frameHeaderSize); {
+		if !mayBeHeader(l.buf[at:]) {
+			at += frameAlign
+			continue
+		}
+		f, ok := parseHeader(l.buf[at:], salt)
 		if !ok {
 			at += frameAlign
 			continue
@@ -88,7 +94,7 @@ func (s *scan) classify(buf []byte, salt uint64) (tail, error) {
 			return t, fmt.Errorf("no good frame, yet one of a later write (entry %d, write %d after %d) stands at offset %d", f.index, f.group, s.group, at)
 		}
 		t = tail{torn: true, end: at + f.size()}
-		if bodyOK(buf[at:], &f, salt) {
+		if l.upTo(t.end) && bodyOK(l.buf[at:], &f, salt) {
 			at += f.size()
 		} else {
 			at += frameAlign

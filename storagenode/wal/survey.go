@@ -1,11 +1,12 @@
 package wal
 
 import (
+	"cmp"
 	"fmt"
-	"io"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/hashicorp/raft"
 )
 
 // survey reads a directory and finds out what the log is: which segments form
@@ -24,6 +25,10 @@ type survey struct {
 	// header page and last group of the newest segment, as they were read
 	page, group []byte
 
+	keepBytes int64           // entries of so many bytes are still to be kept
+	kept      []cache         // of the segments in chain's order; their entries are one run
+	shown     func(*raft.Log) // see Options.Recovered
+
 	buf []byte
 }
 
@@ -35,9 +40,10 @@ type surveyed struct {
 	scan
 }
 
-// surveyDir surveys dir. A log that was never written to has no chain.
-func surveyDir(fs vfs.FS, dir string) (*survey, error) {
-	v := &survey{fs: fs, dir: dir}
+// surveyDir surveys dir. A log that was never written to has no chain. Of the entries
+// that it reads it keeps the newest, up to so many bytes.
+func surveyDir(fs vfs.FS, dir string, keepBytes int64, shown func(*raft.Log)) (*survey, error) {
+	v := &survey{fs: fs, dir: dir, keepBytes: keepBytes, shown: shown}
 	if err := v.list(); err != nil {
 		return nil, err
 	}
@@ -109,51 +115,69 @@ func (v *survey) missing(id uint64, why string) error {
 // open reads the header of segment id.
 func (v *survey) open(id uint64) (*surveyed, error) {
 	s := &surveyed{id: id, path: v.path(id)}
-	page, err := v.read(s.path, headerSize)
-	if err != nil {
-		return nil, err
-	}
-	if s.header, err = parseSegmentHeader(s.path, id, page); err != nil {
+	var bad error
+	err := v.load(s.path, headerSize, func(l *load) {
+		if l.upTo(int64(len(l.buf))) {
+			s.header, bad = parseSegmentHeader(s.path, id, l.buf)
+		}
+	})
+	if err := cmp.Or(err, bad); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-// read returns the file's first most bytes, or all it has. The result is valid
-// until the next call.
-func (v *survey) read(path string, most int64) ([]byte, error) {
+// load reads the file's first most bytes, or all it has, while look looks at them.
+// What it saw is good if load returns nil; the bytes are valid until the next call.
+func (v *survey) load(path string, most int64, look func(*load)) error {
 	f, err := v.fs.Open(path, vfs.SequentialReadsOption)
 	if err != nil {
-		return nil, fmt.Errorf("wal: open %s: %w", path, err)
+		return fmt.Errorf("wal: open %s: %w", path, err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("wal: stat %s: %w", path, err)
+		return fmt.Errorf("wal: stat %s: %w", path, err)
 	}
 	n := min(info.Size(), most)
 	if int64(cap(v.buf)) < n {
 		v.buf = make([]byte, n)
 	}
-	b := v.buf[:n]
-	if _, err := io.ReadFull(io.NewSectionReader(f, 0, n), b); err != nil {
-		return nil, fmt.Errorf("wal: read %s: %w", path, err)
+	l := startLoad(f, path, v.buf[:n])
+	look(l)
+	return l.finish()
+}
+
+// scan scans a segment and keeps its entries, as far as there is room. It is called
+// for the log's segments from the newest to the oldest.
+func (v *survey) scan(l *load, s *surveyed) {
+	k := newKeeper(v.keepBytes, v.shown)
+	s.scan = scanFrames(l, &s.header, k)
+	c := k.finish()
+	v.kept = slices.Insert(v.kept, 0, c)
+	v.keepBytes -= c.bytes
+	if c.count < uint64(len(s.offsets)) { // what is kept is a run, and ends here
+		v.keepBytes = 0
 	}
-	return b, nil
 }
 
 // readNewest scans the newest segment, of which alone the end is open.
 func (v *survey) readNewest(s *surveyed) error {
-	buf, err := v.read(s.path, s.header.fileBytes)
-	if err != nil {
+	var buf []byte
+	damage := error(nil)
+	err := v.load(s.path, s.header.fileBytes, func(l *load) {
+		buf = l.buf
+		if int64(len(buf)) < s.header.fileBytes {
+			damage = &CorruptError{File: s.path, Offset: int64(len(buf)), Reason: fmt.Sprintf("the file ends here; it had %d bytes", s.header.fileBytes)}
+			return
+		}
+		v.scan(l, s)
+		if v.tail, damage = s.classify(l, s.header.salt); damage != nil {
+			damage = &CorruptError{File: s.path, Offset: s.end, Reason: damage.Error()}
+		}
+	})
+	if err := cmp.Or(err, damage); err != nil {
 		return err
-	}
-	if int64(len(buf)) < s.header.fileBytes {
-		return &CorruptError{File: s.path, Offset: int64(len(buf)), Reason: fmt.Sprintf("the file ends here; it had %d bytes", s.header.fileBytes)}
-	}
-	s.scan = scanFrames(buf, &s.header)
-	if v.tail, err = s.classify(buf, s.header.salt); err != nil {
-		return &CorruptError{File: s.path, Offset: s.end, Reason: err.Error()}
 	}
 	v.page = slices.Clone(buf[:frameStart])
 	v.group = slices.Clone(buf[s.groupStart:s.end])
@@ -189,11 +213,9 @@ func (v *survey) readSealed(next *surveyed) (*surveyed, error) {
 	if err != nil {
 		return nil, err
 	}
-	buf, err := v.read(s.path, end)
-	if err != nil {
+	if err := v.load(s.path, end, func(l *load) { v.scan(l, s) }); err != nil {
 		return nil, err
 	}
-	s.scan = scanFrames(buf, &s.header)
 	switch {
 	case s.header.state != stateStarted:
 		return nil, &CorruptError{File: s.path, Reason: fmt.Sprintf("the segment was never started, yet segment %d continues it", next.id)}

@@ -77,11 +77,10 @@ func (c *checker) newest(s *surveyed) error {
 		return err
 	}
 	if damage != nil { // take in what stands behind it
-		buf, err := c.v.read(s.path, s.header.fileBytes)
+		err := c.v.load(s.path, s.header.fileBytes, func(l *load) { c.resume(s, l, int64(len(l.buf))) })
 		if err != nil {
 			return err
 		}
-		c.resume(s, buf, int64(len(buf)))
 		c.v.logStart = max(s.header.logStart, s.scan.logStart)
 		c.v.chain = []*surveyed{s}
 	} else if c.v.tail.torn {
@@ -120,20 +119,18 @@ func (c *checker) sealed(next *surveyed) (*surveyed, error) {
 		}
 		return nil, nil //nolint:nilerr // the damage was reported already
 	}
-	buf, err := c.v.read(s.path, next.header.previousEnd)
-	if err != nil {
-		return nil, err
-	}
-	s.scan = scanFrames(buf, &s.header)
-	c.resume(s, buf, next.header.previousEnd)
-	return s, nil
+	err = c.v.load(s.path, next.header.previousEnd, func(l *load) {
+		s.scan = scanFrames(l, &s.header, nil)
+		c.resume(s, l, next.header.previousEnd)
+	})
+	return s, err
 }
 
 // resume goes on behind damage at s.end up to limit. The first damage was
 // reported; each further one is.
-func (c *checker) resume(s *surveyed, buf []byte, limit int64) {
+func (c *checker) resume(s *surveyed, l *load, limit int64) {
 	for first := true; s.end < limit; first = false {
-		at, found := nextGood(buf, s.end, s.header.salt)
+		at, found := nextGood(l, s.end, s.header.salt)
 		if !found {
 			return
 		}
@@ -145,7 +142,7 @@ func (c *checker) resume(s *surveyed, buf []byte, limit int64) {
 		if at.index != 0 {
 			s.next = at.index
 		}
-		for s.step(buf, s.header.salt) {
+		for s.step(l, s.header.salt, nil) {
 		}
 	}
 }
@@ -158,10 +155,10 @@ type resumption struct {
 }
 
 // nextGood finds the first good frame at or behind from.
-func nextGood(buf []byte, from int64, salt uint64) (resumption, bool) {
-	for at := align(from); at+frameHeaderSize <= int64(len(buf)); at += frameAlign {
-		f, ok := parseHeader(buf[at:], salt)
-		if !ok || !bodyOK(buf[at:], &f, salt) {
+func nextGood(l *load, from int64, salt uint64) (resumption, bool) {
+	for at := align(from); l.upTo(at + frameHeaderSize); at += frameAlign {
+		f, ok := parseHeader(l.buf[at:], salt)
+		if !ok || !l.upTo(at+f.size()) || !bodyOK(l.buf[at:], &f, salt) {
 			continue
 		}
 		r := resumption{from: at, group: f.group}

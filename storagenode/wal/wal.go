@@ -31,6 +31,14 @@ type Options struct {
 	// CacheBytes bounds the memory that recent entries are held in; 0 means
 	// DefaultCacheBytes, a negative number no cache.
 	CacheBytes int64
+	// ReplayBytes bounds the memory in which Open keeps the newest of the entries that
+	// it reads, until EndReplay: what follows a start reads all of them. 0 or less
+	// than CacheBytes means CacheBytes.
+	ReplayBytes int64
+	// Recovered, if set, is shown each entry that Open keeps, after it was checked and
+	// before anybody can ask for it, by one goroutine at a time. It may put equal
+	// bytes in the place of Extensions, to mark the entry, and change nothing else.
+	Recovered func(*raft.Log)
 	// RecycleFiles bounds how many files of deleted segments are kept for reuse;
 	// 0 means DefaultRecycleFiles, a negative number none.
 	RecycleFiles int
@@ -58,6 +66,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.zeroRate == 0 {
 		o.zeroRate = defaultZeroRate
+	}
+	if o.Recovered == nil {
+		o.Recovered = func(*raft.Log) {}
 	}
 	if o.OnFatal == nil {
 		o.OnFatal = func(error) {}
@@ -128,7 +139,7 @@ func Open(fs vfs.FS, dir string, opts Options) (*WAL, error) {
 		return nil, fmt.Errorf("wal: %s: %w: another process has it open (%w)", dir, ErrLocked, err)
 	}
 	w := &WAL{fs: fs, dir: dir, opts: opts, lock: lock, metrics: newMetrics(opts.MetricLabels)}
-	w.cache.bytesMax = opts.CacheBytes
+	w.cache.bytesMax = max(opts.CacheBytes, opts.ReplayBytes)
 	w.recycler = newRecycler(w)
 	if err := w.recover(); err != nil {
 		w.release()
@@ -136,6 +147,16 @@ func Open(fs vfs.FS, dir string, opts Options) (*WAL, error) {
 	}
 	w.publishGauges()
 	return w, nil
+}
+
+// EndReplay gives up the memory that ReplayBytes allows beyond CacheBytes.
+func (w *WAL) EndReplay() {
+	w.writing.Lock()
+	defer w.writing.Unlock()
+	w.mu.Lock()
+	w.cache.shrink(w.opts.CacheBytes)
+	w.mu.Unlock()
+	w.publishGauges()
 }
 
 // Close releases the files and the directory. It waits for calls under way.
