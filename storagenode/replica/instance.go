@@ -54,6 +54,7 @@ func (r *Replica) startRaft() error {
 	}
 	i.raft = ra
 	r.current.Store(i)
+	r.callElectionIfAlone(ra)
 	r.background.Go(func() { r.watchLeadership(i) })
 	return nil
 }

@@ -69,6 +69,8 @@ type Replica struct {
 	leadMu   sync.Mutex
 	leadEnds chan struct{} // closed when the node ceases to lead; guarded by leadMu
 
+	endReplay func() // called when the FSM has been handed what the log held at the start
+
 	transferring  sync.Mutex                // held during a transfer of leadership
 	transferStuck atomic.Pointer[time.Time] // since when entries are refused because of one; nil while none are
 }
@@ -95,7 +97,7 @@ func newReplica(cfg Config) *Replica {
 	r := &Replica{
 		cfg: cfg, metrics: newMetrics(),
 		budget: cfg.InFlightBytes, inFlight: semaphore.NewWeighted(cfg.InFlightBytes),
-		wantsCut: make(chan struct{}, 1), leadEnds: make(chan struct{}),
+		wantsCut: make(chan struct{}, 1), leadEnds: make(chan struct{}), endReplay: func() {},
 	}
 	r.ctx, r.cancel = context.WithCancel(WithIdentity(context.Background(), cfg.Cluster, cfg.Shard))
 	return r
@@ -109,6 +111,9 @@ func (r *Replica) open() error {
 		return err
 	}
 	if err := r.bootstrap(); err != nil {
+		return err
+	}
+	if err := r.watchReplay(); err != nil {
 		return err
 	}
 	if err := r.startRaft(); err != nil {
@@ -222,7 +227,15 @@ func (r *Replica) checkTerm() error {
 func (r *Replica) openWAL() (*wal.WAL, error) {
 	o := r.cfg.WAL
 	o.OnFatal = r.fatal
-	return wal.Open(r.fs, r.path(walDir), o)
+	if o.ReplayBytes == 0 { // what is replayed goes to the memtables
+		o.ReplayBytes = r.cfg.Store.MemtablesMax()
+	}
+	o.Recovered = checkAhead
+	w, err := wal.Open(r.fs, r.path(walDir), o)
+	if err == nil {
+		r.endReplay = w.EndReplay
+	}
+	return w, err
 }
 
 // openStore opens the live store, and the snapshots beside it.

@@ -45,6 +45,13 @@ func (t *Transport) deliver(ctx context.Context, command any, reader io.Reader) 
 	}
 }
 
+// campaign tells the Raft instance that reads the consumer channel to call an election
+// at once, as a leader does that hands over to it.
+func (t *Transport) campaign(ctx context.Context, id raft.ServerID) {
+	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(id), Addr: t.EncodePeer(id, t.LocalAddr())}
+	_, _ = t.deliver(ctx, &raft.TimeoutNowRequest{RPCHeader: header}, nil) // else it calls one after its heartbeat timeout
+}
+
 type appendServer = grpc.BidiStreamingServer[storagepb.AppendEntriesRequest, storagepb.AppendEntriesResponse]
 
 // appendAnswersMax bounds the answers of a stream that wait for the disk.

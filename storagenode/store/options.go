@@ -33,6 +33,10 @@ const (
 	defaultFullDiskRetry         = time.Second
 )
 
+// MemtablesMax returns how many bytes the memtables of a shard hold at most, but for
+// the batch that takes them beyond it.
+func (o Options) MemtablesMax() int64 { return 2 * o.withDefaults().MemtableTotalBytesMax }
+
 func (o Options) withDefaults() Options {
 	if o.MemtableBytesMax <= 0 {
 		o.MemtableBytesMax = defaultMemtableBytesMax
