@@ -26,10 +26,7 @@ func Main() {
 }
 
 const (
-	shard = "s"
-	// heartbeat is how long a node waits before it asks itself for its vote, and up to
-	// twice that. No other voter is there whom a short time could trouble.
-	heartbeat = "100ms"
+	shard     = "s"
 	pollTime  = time.Millisecond
 	ownedTime = 30 * time.Second
 )
@@ -56,7 +53,7 @@ func Start(ctx context.Context, dir string, streams []history.Stream, args ...st
 	}
 	c, err := localcluster.Start(ctx, localcluster.Options{
 		Cluster: "bench", Dir: dir, Command: []string{self, role},
-		Args:   append([]string{"--log-level", "warn", "--heartbeat-timeout", heartbeat}, args...),
+		Args:   append([]string{"--log-level", "warn"}, args...),
 		Shards: []localcluster.Shard{{Name: shard, Instruments: names, Replicas: 1}},
 	})
 	if err != nil {

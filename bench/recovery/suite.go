@@ -163,8 +163,7 @@ func megabytes(bytes int64) string {
 	return measure.Number(float64(bytes)/1e6) + " MB"
 }
 
-const nodeNote = "one replica in a process of its own, 4 instruments, batches of 4000 records; from the start of the process to the first answer with everything, " +
-	"with 0.1 to 0.2 s for its own election (heartbeat timeout 100 ms, default 1 s)"
+const nodeNote = "one replica in a process of its own, 4 instruments, batches of 4000 records; from the start of the process to the first answer with everything"
 
 // restarts measures restarts with ordinary flushes and snapshots. The sizes are
 // reached one after the other by the same node.
