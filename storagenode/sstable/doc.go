@@ -6,7 +6,9 @@
 // A table is written under a temporary name, synced and renamed, so that a file
 // with a table's name is whole. It is read through a memory mapping where the
 // file system has file descriptors, and by ReadAt elsewhere. No byte is used
-// before its checksum was found right; each checksum is checked once.
+// before its checksum was found right; each checksum is checked once. Before it is first
+// touched a block is asked for, so that the kernel reads that much and no more; who
+// reads on has it read ahead, see Table.BlockAhead.
 //
 // # File
 //

@@ -252,7 +252,10 @@ func (t *Table) Block(i int) ([]record.Record, error) {
 		return rs, nil
 	}
 	b := t.mapped[off : off+int64(size)]
-	if ok := &t.blockOK[i/64]; ok.Load()&(1<<(i%64)) == 0 {
+	if !t.blockRead(i) {
+		// Asked for first, or a fault reads around it as much as the device's
+		// read-ahead says, which may be megabytes, and waits for that.
+		advise(b, unix.MADV_WILLNEED)
 		advise(b, unix.MADV_POPULATE_READ)
 		got, err := t.checksum(b)
 		if err != nil {
@@ -261,9 +264,39 @@ func (t *Table) Block(i int) ([]record.Record, error) {
 		if got != crc {
 			return nil, t.blockMismatch(i, got, crc)
 		}
-		ok.Or(1 << (i % 64))
+		t.blockOK[i/64].Or(1 << (i % 64))
 	}
 	return record.View(b)
+}
+
+// blockRead reports whether block i of a mapped table was read before.
+func (t *Table) blockRead(i int) bool { return t.blockOK[i/64].Load()&(1<<(i%64)) != 0 }
+
+// aheadBlocks is how many blocks, 2 MiB, BlockAhead has the kernel read at once.
+const aheadBlocks = 32
+
+// BlockAhead is Block for who reads the blocks from i up to end, exclusive, one after
+// the other: what was not read before is asked for before it is needed.
+func (t *Table) BlockAhead(i, end int) ([]record.Record, error) {
+	if t.mapped != nil && !t.blockRead(i) {
+		if from, to := ahead(i, min(end, t.Blocks()), i == 0 || !t.blockRead(i-1)); from < to {
+			advise(t.mapped[int64(from)*BlockSize:min(int64(to)*BlockSize, int64(t.foot.filterOff))], unix.MADV_WILLNEED)
+		}
+	}
+	return t.Block(i)
+}
+
+// ahead returns which blocks, from and up to, a reader on its way to end asks for at
+// block i: where it begins a whole window, and then each half of a window the half
+// behind the next.
+func ahead(i, end int, begins bool) (from, to int) {
+	switch {
+	case begins:
+		return i, min(i+aheadBlocks, end)
+	case i%(aheadBlocks/2) == 0:
+		return i + aheadBlocks/2, min(i+aheadBlocks, end)
+	}
+	return i, i
 }
 
 func (t *Table) blockMismatch(i int, got, want uint32) error {

@@ -23,7 +23,7 @@ func (t *Table) Verify(report func(*CorruptError), progress func(records int) er
 	}
 	sum := footer{}
 	for i := range t.Blocks() {
-		rs, err := t.Block(i)
+		rs, err := t.BlockAhead(i, t.Blocks())
 		if err == nil {
 			err = t.verifyBlock(i, rs, &sum)
 		}

@@ -131,7 +131,7 @@ func (s *Shard) mergePart(in *instrument, t *table, w **sstable.Writer, first, l
 		if s.work.stopped() {
 			return errClosed
 		}
-		rs, err := open.Block(i)
+		rs, err := open.BlockAhead(i, open.Blocks())
 		if err != nil {
 			return err
 		}

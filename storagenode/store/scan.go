@@ -165,12 +165,22 @@ func (it *Iterator) loadBlock() error {
 			return nil
 		}
 	}
-	rs, err := it.open.Block(block)
+	rs, err := it.open.BlockAhead(block, it.open.BlockOf(it.lastWanted())+1)
 	if err != nil {
 		return err
 	}
 	it.clip(rs)
 	return nil
+}
+
+// lastWanted returns the last seq of the present table that the scan comes to, or one
+// behind that: bounds on time are not looked at.
+func (it *Iterator) lastWanted() uint64 {
+	last := min(it.to, it.table.meta.last)
+	if !it.timed && it.left <= last-it.next {
+		last = it.next + it.left - 1
+	}
+	return last
 }
 
 func (it *Iterator) loadBatch(batches [][]record.Record) {
