@@ -189,13 +189,14 @@ func (w *writeBehind) lose(err error) {
 	if lastErr == nil && last >= first {
 		w.lostAt = last + 1
 	}
-	w.lost = fmt.Errorf("entries from %d on were not written: %w", w.lostAt, err)
+	lost := fmt.Errorf("entries from %d on were not written: %w", w.lostAt, err)
+	w.lost = lost
 	w.waiting = nil
 	w.drops++
 	w.setBytes(0)
 	w.change()
 	w.mu.Unlock()
-	w.failed(w.lost)
+	w.failed(lost) // w.lost may be forgotten by now
 }
 
 // awaitDurable returns when the entry at index, and all before it, are on disk, or
