@@ -319,15 +319,14 @@ func batch(t testing.TB, name string, epoch, first uint64, n int) []byte {
 // open opens a stream, at m or whoever leads when m does no longer.
 func open(t testing.TB, m *member, name string, epoch uint64) *storagepb.OpenStreamResponse {
 	t.Helper()
-	for {
+	for deadline := time.Now().Add(testTimeout); ; epoch++ {
 		r, err := m.ingest().OpenStream(testContext(t), &storagepb.OpenStreamRequest{Instrument: name, Epoch: epoch})
 		if err == nil {
 			return r
 		}
-		if e := refusal.FromError(err); e == nil || !refusal.Retryable(e.Code) {
+		if e := refusal.FromError(err); e == nil || !refusal.Retryable(e.Code) || time.Now().After(deadline) {
 			t.Fatalf("open %s at epoch %d: %v", name, epoch, err)
 		}
-		epoch++
 		m = m.cluster.leader()
 	}
 }

@@ -135,7 +135,7 @@ func TestALeaderWithAHungDiskIsReplaced(t *testing.T) {
 					}
 					return diskfault.Fault{}
 				})
-				cfg.HungDiskTimeout = 500 * time.Millisecond
+				cfg.HungDiskTimeout = 2 * time.Second // a disk of this machine may be slow for half of one
 				cfg.Store.MemtableBytesMax = 8 << 10
 				cfg.SnapshotEntries, cfg.SnapshotInterval = 50, 20*time.Millisecond
 			})
