@@ -36,7 +36,7 @@ type Config struct {
 
 	// QuotaBytes bounds the outbox's files. Default 1 GiB, about 7.6 million
 	// records. A quarter of it, but at most 64 files, lies ready in memory: that
-	// much is taken while the outbox's file system answers nothing.
+	// much is taken while the outbox's file system is late with the next files.
 	QuotaBytes int64
 	// SegmentRecords is the capacity of one of the outbox's files, a multiple
 	// of 32, fixed when the outbox is created. Default 65536.

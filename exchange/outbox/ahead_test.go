@@ -1,17 +1,16 @@
 package outbox
 
 import (
-	"encoding/binary"
 	"errors"
-	"os"
 	"path/filepath"
 	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/countinghouse/countinghouse/record"
 )
 
 // hang lets no call of the file system return while it is on.
@@ -98,7 +97,8 @@ func TestSegmentsAheadAreAQuarterOfTheQuota(t *testing.T) {
 }
 
 // What the kernel took away of the pages before the writer is there again when the
-// keeper has looked after them: a store does not enter the kernel.
+// keeper has looked after them: a store does not enter the kernel. It takes them away
+// by writing them back.
 func TestPagesAheadOfTheWriterAreKept(t *testing.T) {
 	const n = 2048
 	w, err := openWriter(filepath.Join(t.TempDir(), "outbox"), Options{
@@ -113,33 +113,36 @@ func TestPagesAheadOfTheWriterAreKept(t *testing.T) {
 		}
 		publish(t, w, records)
 		for _, s := range k.live {
-			must(t, unix.Madvise(s.data, unix.MADV_DONTNEED))
+			must(t, unix.Msync(s.data, unix.MS_SYNC))
 		}
 		if !k.refresh() {
 			t.Fatal(k.lastError())
 		}
-		for g := w.Published() + 1; g <= w.Published()+freshRecords; g++ {
-			s, i := k.ready(k.h.number(g)), k.h.slot(g)
-			if !present(t, unsafe.Pointer(&s.slots[i])) || !present(t, unsafe.Pointer(&s.checks[i])) {
-				t.Fatalf("published %d: the page of global %d is not there", w.Published(), g)
-			}
+		if faults := faultsOf(t, k, w.Published()+1, w.Published()+freshRecords); faults > 8 { // one of another page, now and then
+			t.Fatalf("published %d: %d faults in the slots behind", w.Published(), faults)
 		}
-		if last := k.live[len(k.live)-1]; present(t, unsafe.Pointer(&last.slots[n-1])) {
-			t.Fatal("the last page of all is there, so the test shows nothing")
+		last := k.live[len(k.live)-1].number
+		if faults := faultsOf(t, k, k.h.last(last)-n+1, k.h.last(last)); faults < n*record.Size/pageBytes/2 {
+			t.Skipf("%d faults where the pages were written back: this file system does not see stores", faults)
 		}
 	}
 }
 
-// present reports whether the process has the page that p is in.
-func present(t *testing.T, p unsafe.Pointer) bool {
+// faultsOf returns how often a store to a slot from first to last, or to its check word,
+// enters the kernel for its page.
+func faultsOf(t *testing.T, k *keeper, first, last uint64) int64 {
 	t.Helper()
-	f, err := os.Open("/proc/self/pagemap")
-	must(t, err)
-	defer f.Close()
-	entry := make([]byte, 8)
-	_, err = f.ReadAt(entry, int64(uintptr(p)/pageBytes*8))
-	must(t, err)
-	return binary.LittleEndian.Uint64(entry)>>63 == 1
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, after unix.Rusage
+	must(t, unix.Getrusage(unix.RUSAGE_THREAD, &before))
+	for g := first; g <= last; g++ {
+		s, i := k.ready(k.h.number(g)), k.h.slot(g)
+		s.slots[i].Time = 0 // as it is
+		s.checks[i] = 0
+	}
+	must(t, unix.Getrusage(unix.RUSAGE_THREAD, &after))
+	return after.Minflt - before.Minflt
 }
 
 // A page that can not be had is noted, and asked for again at the next look.
@@ -161,5 +164,25 @@ func TestAnErrorOfThePagesAheadIsNoted(t *testing.T) {
 		if !w.keeper.refresh() || w.Stats().LastError != nil {
 			t.Errorf("call %d does not fail any more, and what is noted is: %v", at, w.Stats().LastError)
 		}
+	}
+}
+
+// Whatever call fails, Open fails: also that for the first of the pages ahead.
+func TestOpenFailsWithoutThePagesAhead(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "outbox")
+	for at, met := 1, true; met; at++ {
+		f := &fault{at: at, err: unix.EIO}
+		stepping(func() {
+			o := scriptOptions(32)
+			must(t, o.complete())
+			w, err := openWriter(dir, o)
+			met = f.step != ""
+			if err == nil {
+				stop(t, w)
+			}
+			if met && err == nil {
+				t.Errorf("%v, and Open succeeds", f)
+			}
+		}, f.before)
 	}
 }

@@ -75,7 +75,10 @@ func newKeeper(dir string, o *Options, rec *recovered) (*keeper, error) {
 		k.unmapAll()
 		return nil, k.lastError()
 	}
-	k.freshen(k.public.Load()) // recovery may have mapped the first of them only
+	if !k.freshen(k.public.Load()) { // recovery may have mapped the first of them only
+		k.unmapAll()
+		return nil, k.lastError()
+	}
 	return k, nil
 }
 

@@ -12,7 +12,8 @@ import (
 // Nothing was created or changed.
 var ErrOptions = errors.New("outbox options")
 
-// Bounds of the default of Options.AheadSegments.
+// AheadMin is the least that Options.AheadSegments is by default, and what Open waits
+// for; AheadMax is the most that it may be.
 const (
 	AheadMin = 2
 	AheadMax = 64
@@ -35,7 +36,7 @@ type Options struct {
 	HeadroomRecords int
 	// AheadSegments is how many prefaulted segments lie ready behind the one
 	// being written, from 1 to AheadMax: how far the writer gets while the file
-	// system answers nothing. They count as part of the quota, all of which can
+	// system is late with the next ones. They count as part of the quota, all of which can
 	// be written all the same. Default: a quarter of the quota, but at least
 	// AheadMin and at most AheadMax.
 	AheadSegments int
