@@ -238,3 +238,22 @@ func TestAReadErrorIsNotDamage(t *testing.T) {
 		}
 	}
 }
+
+// When the end of the log is cut, a leader has come whose log goes on otherwise: the
+// replay may never come to its end.
+func TestACutEndsTheReplay(t *testing.T) {
+	im, want := longLog(t, 60)
+	last := want[len(want)-1].Index
+	for _, first := range []uint64{last, want[0].Index} { // a part, and all of it
+		opts := smallOptions
+		opts.CacheBytes, opts.ReplayBytes = 1, 1<<20
+		w := mustOpen(t, im.put(t), opts)
+		if w.cache.count != uint64(len(want)) {
+			t.Fatalf("%d entries of %d are kept", w.cache.count, len(want))
+		}
+		mustDelete(t, w, first, last)
+		if w.cache.bytesMax != 1 || w.cache.count != 0 {
+			t.Errorf("from %d on: %d entries are kept, of %d bytes", first, w.cache.count, w.cache.bytesMax)
+		}
+	}
+}

@@ -157,13 +157,11 @@ func (r *recycler) run() {
 			return
 		case <-r.wake:
 		}
+		r.takeDead()
 		r.mu.Lock()
-		dead, wanted := r.dead, r.wanted
-		r.dead, r.wanted = nil, nil
+		wanted := r.wanted
+		r.wanted = nil
 		r.mu.Unlock()
-		for _, s := range dead {
-			r.take(s)
-		}
 		if wanted != nil {
 			s, err := r.prepare(wanted)
 			r.answer(prepared{wanted.id, s, err})
@@ -179,6 +177,17 @@ func (r *recycler) answer(p prepared) {
 		if p.segment != nil {
 			p.segment.close()
 		}
+	}
+}
+
+// takeDead takes in what was handed over.
+func (r *recycler) takeDead() {
+	r.mu.Lock()
+	dead := r.dead
+	r.dead = nil
+	r.mu.Unlock()
+	for _, s := range dead {
+		r.take(s)
 	}
 }
 
@@ -316,7 +325,8 @@ func (r *recycler) fill(f vfs.File, path string, q *request) error {
 }
 
 // pause waits after a write of n zeroes, so that they are no more than
-// opts.zeroRate, and reports whether somebody waits for the segment.
+// opts.zeroRate, and reports whether somebody waits for the segment. Dead segments are
+// taken in meanwhile: a disk may be short of the room that they give back.
 func (r *recycler) pause(q *request, n int64) (hurried bool, err error) {
 	wait := time.Duration(n) * time.Second / time.Duration(r.w.opts.zeroRate)
 	if q.whole {
@@ -324,13 +334,17 @@ func (r *recycler) pause(q *request, n int64) (hurried bool, err error) {
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	select {
-	case <-r.quit:
-		return false, ErrClosed
-	case <-q.now:
-		return true, nil
-	case <-timer.C:
-		return false, nil
+	for {
+		select {
+		case <-r.quit:
+			return false, ErrClosed
+		case <-q.now:
+			return true, nil
+		case <-timer.C:
+			return false, nil
+		case <-r.wake:
+			r.takeDead()
+		}
 	}
 }
 

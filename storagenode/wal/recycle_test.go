@@ -1,7 +1,9 @@
 package wal
 
 import (
+	"runtime"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
@@ -49,5 +51,29 @@ func TestWithoutReservationAllZeroesAreWritten(t *testing.T) {
 	}
 	if n := counterValue(t, w.metrics.unfilled); n != 0 {
 		t.Errorf("%g segments were taken before they were filled", n)
+	}
+}
+
+// A disk may be short of the room that dead segments give back: they are taken in while
+// the next segment, at this rate, is filled for days.
+func TestDeadSegmentsGoWhileZeroesAreWritten(t *testing.T) {
+	fs, opts := vfs.NewMem(), Options{SegmentBytes: 1 << 20, RecycleFiles: -1, zeroRate: 1}
+	w := mustOpen(t, fs, opts)
+	for _, e := range makeRun(1, 40, 1, 200<<10) {
+		mustStore(t, w, e)
+	}
+	var dead []string
+	for _, s := range w.segs[:len(w.segs)-1] {
+		dead = append(dead, s.path)
+	}
+	mustDelete(t, w, 1, w.active().header.firstIndex)
+	deadline := time.Now().Add(10 * time.Second)
+	for _, path := range dead {
+		for _, err := fs.Stat(path); err == nil; _, err = fs.Stat(path) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s is still there", path)
+			}
+			runtime.Gosched()
+		}
 	}
 }

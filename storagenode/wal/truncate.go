@@ -77,6 +77,7 @@ func (w *WAL) deleteSuffix(from uint64) error {
 	}
 	w.last = from - 1
 	w.cache.dropFrom(from)
+	w.cache.shrink(w.opts.CacheBytes) // there is a leader, and what it has replaces the log's end
 	w.attach(next, at+1, from, w.first)
 	w.mu.Unlock()
 	if err := w.writeHeader(next); err != nil {
@@ -97,6 +98,7 @@ func (w *WAL) deleteAll() error {
 	w.mu.Lock()
 	w.first, w.last = 0, 0
 	w.cache.clear()
+	w.cache.shrink(w.opts.CacheBytes)
 	w.attach(next, 0, 0, 0)
 	w.mu.Unlock()
 	if err := w.writeHeader(next); err != nil {
