@@ -231,8 +231,8 @@ func args(s *v1.InstrumentShard, member string, f Formation) []string {
 // tries to stay within; mapped tables and gRPC's buffers take the rest.
 const memoryShare = 85
 
-// environment tells the Go runtime of the memory limit. GOMAXPROCS follows the
-// CPU limit by itself; a node adds to it.
+// environment tells the Go runtime of the memory limit. GOMAXPROCS it derives
+// from the CPU limit by itself; a node adds to that.
 func environment(s *v1.InstrumentShard) []corev1.EnvVar {
 	limit, ok := s.Spec.Resources.Limits[corev1.ResourceMemory]
 	if !ok || limit.Value() <= 0 {

@@ -14,7 +14,8 @@ const writers = 2
 // processor during a system call until the runtime's monitor takes it away, which
 // may look as seldom as each 10 ms. On two cores a flush and a segment that is being
 // prepared could so hold up everything else, while the cores had nothing to do.
-// A GOMAXPROCS in the environment stays as it is.
+// A GOMAXPROCS in the environment stays as it is. The runtime's own choice is not
+// followed any further when a CPU limit is changed in place.
 var makeRoomForWriters = sync.OnceFunc(func() {
 	runtime.GOMAXPROCS(processors(os.Getenv("GOMAXPROCS"), runtime.GOMAXPROCS(0)))
 })

@@ -300,6 +300,7 @@ func (f *fsm) adopt(meta *snapshotMeta) error {
 	f.bytes, f.handed = 0, meta.Raft.Index
 	f.membershipIndex.Store(meta.Raft.ConfigurationIndex)
 	f.setApplied(max(meta.Raft.Index, meta.Covers))
+	f.noteReplay()
 	if old != nil {
 		old.retire(true)
 	}

@@ -1,12 +1,19 @@
 package replica
 
 import (
+	"context"
 	"slices"
 
 	"github.com/hashicorp/raft"
 
 	"github.com/countinghouse/countinghouse/record"
 )
+
+// replayBytes returns how much of the log a start keeps in memory for the replay: as
+// much as the memtables, to which it goes, may take, but no more than a quarter of the
+// memory that the process is to live with, for what lies before it in the log is in
+// the memtables beside it.
+func replayBytes(memtables, limit int64) int64 { return min(memtables, limit/4) }
 
 // checkedExtensions equal batchExtensions, and are the very slice that a batch's entry
 // has if its data was checked in the memory where it is. The mark is the address: it
@@ -25,6 +32,7 @@ func checkAhead(l *raft.Log) {
 	}
 }
 
+// wasCheckedAhead reports whether checkAhead has marked the entry.
 func wasCheckedAhead(l *raft.Log) bool {
 	return len(l.Extensions) > 0 && &l.Extensions[0] == &checkedExtensions[0]
 }
@@ -47,6 +55,7 @@ func (r *Replica) watchReplay() error {
 	return nil
 }
 
+// noteReplay ends the replay if its last entry was handed over. FSM goroutine only.
 func (f *fsm) noteReplay() {
 	if f.replayed != nil && f.handed >= f.replayEnd {
 		f.replayed()
@@ -58,10 +67,18 @@ func (f *fsm) noteReplay() {
 // heartbeat: nobody else can lead, and nobody is troubled by its election.
 func (r *Replica) callElectionIfAlone(ra *raft.Raft) {
 	id := raft.ServerID(r.cfg.ID)
-	if f := ra.GetConfiguration(); f.Error() == nil && isOnlyVoter(f.Configuration(), id) {
-		r.background.Go(func() { r.transport.campaign(r.ctx, id) })
+	if f := ra.GetConfiguration(); f.Error() != nil || !isOnlyVoter(f.Configuration(), id) {
+		return
 	}
+	r.background.Go(func() {
+		// Before the instance calls an election by itself: a leader would step down for it.
+		ctx, cancel := context.WithTimeout(r.ctx, r.cfg.HeartbeatTimeout/2)
+		defer cancel()
+		r.transport.campaign(ctx, id)
+	})
 }
+
+// isOnlyVoter reports whether id has a vote and nobody else has.
 
 func isOnlyVoter(c raft.Configuration, id raft.ServerID) bool {
 	votes := false

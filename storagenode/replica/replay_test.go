@@ -2,6 +2,7 @@ package replica
 
 import (
 	"errors"
+	"math"
 	"testing"
 	"time"
 
@@ -174,5 +175,17 @@ func TestTheReplayEnds(t *testing.T) {
 	}
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestReplayBytes(t *testing.T) {
+	for _, c := range []struct{ memtables, limit, want int64 }{
+		{512 << 20, math.MaxInt64, 512 << 20},
+		{512 << 20, 1 << 30, 256 << 20},
+		{64 << 20, 1 << 30, 64 << 20},
+	} {
+		if got := replayBytes(c.memtables, c.limit); got != c.want {
+			t.Errorf("memtables of %d, a limit of %d: %d, want %d", c.memtables, c.limit, got, c.want)
+		}
 	}
 }

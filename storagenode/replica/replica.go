@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -227,8 +228,8 @@ func (r *Replica) checkTerm() error {
 func (r *Replica) openWAL() (*wal.WAL, error) {
 	o := r.cfg.WAL
 	o.OnFatal = r.fatal
-	if o.ReplayBytes == 0 { // what is replayed goes to the memtables
-		o.ReplayBytes = r.cfg.Store.MemtablesMax()
+	if o.ReplayBytes == 0 {
+		o.ReplayBytes = replayBytes(r.cfg.Store.MemtablesMax(), debug.SetMemoryLimit(-1))
 	}
 	o.Recovered = checkAhead
 	w, err := wal.Open(r.fs, r.path(walDir), o)

@@ -11,9 +11,9 @@ import (
 	"github.com/countinghouse/countinghouse/record"
 )
 
-// Wherever a reader begins and ends, each block is asked for once, before it is needed,
-// and none behind the end.
-func TestAheadAsksForEachBlockOnce(t *testing.T) {
+// Wherever a reader begins and ends, it asks for each block before it needs it, for none
+// behind the end, and is never more than a window ahead.
+func TestAheadLeavesNoBlockOut(t *testing.T) {
 	for first := range 3 * aheadBlocks {
 		for end := first + 1; end < first+4*aheadBlocks; end++ {
 			asked := first

@@ -276,7 +276,8 @@ func (t *Table) blockRead(i int) bool { return t.blockOK[i/64].Load()&(1<<(i%64)
 const aheadBlocks = 32
 
 // BlockAhead is Block for who reads the blocks from i up to end, exclusive, one after
-// the other: what was not read before is asked for before it is needed.
+// the other: what was not read before is asked for before it is needed, unless single
+// blocks among it were read; then up to half a window is asked for block by block.
 func (t *Table) BlockAhead(i, end int) ([]record.Record, error) {
 	if t.mapped != nil && !t.blockRead(i) {
 		if from, to := ahead(i, min(end, t.Blocks()), i == 0 || !t.blockRead(i-1)); from < to {
