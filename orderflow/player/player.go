@@ -174,6 +174,3 @@ func (p *Player) forget(flowID, orderID uint64) {
 	delete(p.orderOf, flowID)
 	delete(p.flowOf, orderID)
 }
-
-// Live returns how many orders the flow takes to rest in an instrument, by its index.
-func (p *Player) Live(instrument int32) int { return p.gen.Live(instrument) }

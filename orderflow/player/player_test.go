@@ -67,8 +67,8 @@ func TestTheGeneratorIsToldWhatBecomesOfItsOrders(t *testing.T) {
 	live := 0
 	for i := range set.Instruments {
 		view, _ := ex.Instrument(set.Instruments[i].Symbol)
-		if p.Live(int32(i)) != view.Orders || view.Orders == 0 {
-			t.Errorf("%s: %d orders rest, the flow knows of %d", set.Instruments[i].Symbol, view.Orders, p.Live(int32(i)))
+		if p.gen.Live(int32(i)) != view.Orders || view.Orders == 0 {
+			t.Errorf("%s: %d orders rest, the flow knows of %d", set.Instruments[i].Symbol, view.Orders, p.gen.Live(int32(i)))
 		}
 		live += view.Orders
 	}

@@ -79,7 +79,6 @@ func (r *Replica) callElectionIfAlone(ra *raft.Raft) {
 }
 
 // isOnlyVoter reports whether id has a vote and nobody else has.
-
 func isOnlyVoter(c raft.Configuration, id raft.ServerID) bool {
 	votes := false
 	for _, s := range c.Servers {

@@ -45,7 +45,7 @@ func (s *Shard) OpenStream(index uint64, sym record.Symbol, epoch uint64) (OpenR
 // b must come from record.ParseBatch, or from record.TrustBatch of bytes that
 // were checked before.
 func (s *Shard) Append(index uint64, b record.Batch) (lastSeq uint64, err error) {
-	if s.memBytes.Load() >= s.opts.MemtablesMax() && !s.work.waitForRoom(s) {
+	if s.memBytes.Load() >= s.opts.memtablesMax() && !s.work.waitForRoom(s) {
 		return 0, fmt.Errorf("store %s: append at index %d: %w", s.dir, index, ErrInterrupted)
 	}
 	if err := s.writable(); err != nil {

@@ -35,7 +35,13 @@ const (
 
 // MemtablesMax returns how many bytes the memtables of a shard hold at most, but for
 // the batch that takes them beyond it.
-func (o Options) MemtablesMax() int64 { return 2 * o.withDefaults().MemtableTotalBytesMax }
+func (o Options) MemtablesMax() int64 {
+	o = o.withDefaults()
+	return o.memtablesMax()
+}
+
+// memtablesMax is MemtablesMax of options that are complete: each append asks.
+func (o *Options) memtablesMax() int64 { return 2 * o.MemtableTotalBytesMax }
 
 func (o Options) withDefaults() Options {
 	if o.MemtableBytesMax <= 0 {

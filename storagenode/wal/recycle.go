@@ -296,7 +296,7 @@ func (r *recycler) fill(f vfs.File, path string, q *request) error {
 	zeroes := directio.Buffer(int(min(size, zeroChunkBytes)))
 	out := directio.NewWriter(f)
 	defer out.Leave() // what follows is written through the cache, as frames are
-	for at := int64(0); at < size; {
+	for at := int64(0); ; {
 		n := min(size-at, int64(len(zeroes)))
 		if err := writeAt(&out, zeroes[:n], at); err != nil {
 			return fmt.Errorf("wal: write %s: %w", path, err)
@@ -307,7 +307,7 @@ func (r *recycler) fill(f vfs.File, path string, q *request) error {
 			}
 		}
 		if at == size {
-			break
+			return nil
 		}
 		hurried, err := r.pause(q, n)
 		if err != nil {
@@ -318,10 +318,9 @@ func (r *recycler) fill(f vfs.File, path string, q *request) error {
 			if err := writeAt(&out, zeroes[:frameStart], size-frameStart); err != nil { // gives the file its size
 				return fmt.Errorf("wal: write %s: %w", path, err)
 			}
-			break
+			return nil
 		}
 	}
-	return nil
 }
 
 // pause waits after a write of n zeroes, so that they are no more than
